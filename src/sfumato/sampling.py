@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato import machine
 from sfumato.belief import Codes
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.columns import Known
 from sfumato.conditions import Conditions, declared, resolve, unfolded
 from sfumato.data import frames
@@ -103,13 +103,14 @@ def sample(
     `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
     the number of steps.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
-    stages: return those of all stages of a `Cascade`. world=sf.joined(): share the work between processes, which must
-    all make this call and all get every sample, equal to those of a single process up to rounding.
+    stages: return those of all stages of a `Cascade` or `UnCLIP`, whose first low_resolution= or embedding= replaces.
+    world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
+    to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
-    if isinstance(model, Cascade):
+    if isinstance(model, Staged):
         how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
-        return _of_cascade(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
+        return _in_stages(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
@@ -147,41 +148,67 @@ def _smooth(model: Any, world: World) -> bool:
     return smooth
 
 
-def _of_cascade(
-    model: Cascade, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any], stages: bool,
+def _in_stages(
+    model: Staged, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any], stages: bool,
     no: tuple[Any, ...],
 ) -> Any:  # fmt: skip
-    """The samples of a cascade, or of each of its stages. no: arguments that no cascade takes."""
+    """The samples of a model of stages, or of each of them. no: arguments that none takes."""
     if any(value is not None and value != 0 for value in no):
-        raise SfumatoError("The stages of a cascade start from noise and end at data: leave out given, z and t.")
+        raise SfumatoError("Stages start from noise and end at data: leave out given, z and t.")
     n, index = _asked(n, index, None)
     found = _of_stages(model, n, seed, torch.arange(n) if index is None else index, cond, how)
     return found if stages else found[-1]
 
 
 def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any]) -> list[Any]:
-    """The samples of a cascade's stages, each of which is told the conditions that it knows."""
-    if not isinstance(model, Cascade):
+    """The samples of the stages, each of which is told the conditions that it knows; of those before one that is given
+    none."""
+    if not isinstance(model, Staged):
         return [sample(model, n, seed=seed, index=index, cond=unfolded(cond), **how)]
-    own, every = declared(model.upscaler), unfolded(cond)
-    rest = _known_before(model.inner)
-    before = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
-    small = _of_stages(model.inner, n, seed, index, before, how)
+    own, every, rest = declared(model.last), unfolded(cond), _known_before(model.first)
+    before, drawn = [], _given(model, every.get(model.told), n)
+    given = drawn is not None
+    if given:  # what the first alone knows is of no use
+        idle = {model.told} | (set() if own is None else (rest or set()) - set(own))
+        mine = {name: value for name, value in every.items() if name not in idle}
+    else:
+        mine = {name: value for name, value in every.items() if own is None or name in own}
+        known = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
+        before = _of_stages(model.first, n, seed, index, known, how)
+        drawn = before[-1]
     draws = Noise(seed, index, PRIOR).fold("upscaler")
-    told = model.conditions(small[-1], draws, how["normalised"])
-    mine = {name: value for name, value in every.items() if own is None or name in own}
-    return [*small, sample(model.upscaler, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
+    told = model.conditions(drawn, draws, how["normalised"] and not given)
+    return [*before, sample(model.last, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
+
+
+def _given(model: Staged, value: Any, n: int) -> Tensor | None:
+    """What the user gives in the place of what the first model of two would draw, (n, ..); None if it has to draw.
+
+    A small picture enters a cascade of several stages where its size is that of the one before.
+    """
+    if value is None:
+        return None
+    value = torch.as_tensor(value)
+    shape = getattr(model.first, "shape", None)
+    value = value[None] if shape is not None and value.ndim == len(shape) else value
+    if shape is not None and tuple(value.shape[1:]) != tuple(shape):
+        if isinstance(model.first, Staged) and model.first.told == model.told:
+            return None
+        raise SfumatoError(f"{model.told} is of shape (1 or {n}, *{tuple(shape)}), not {tuple(value.shape)}.")
+    if len(value) not in (1, n):
+        raise SfumatoError(f"{model.told} has {len(value)} rows for {n} samples: give one, or one for each.")
+    return value.expand(n, *value.shape[1:])
 
 
 def plans(model: Any, steps: int | None = None, solver: AnySolver | None = None) -> list[Plan]:
-    """The plan by which `sample` runs each stage of a cascade, of other models their one."""
-    return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Cascade) else (model,))]
+    """The plan by which `sample` runs each stage, of a model without stages its one."""
+    return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Staged) else (model,))]
 
 
 def _known_before(model: Any) -> set[str] | None:
-    """The conditions that any stage of a cascade knows; None if one takes whatever it is given."""
-    if isinstance(model, Cascade):
-        parts = [_known_before(model.inner), _known_before(model.upscaler)]
+    """The conditions that any stage knows; None if one takes whatever it is given."""
+    if isinstance(model, Staged):
+        parts = [_known_before(model.first), _known_before(model.last)]
         return None if None in parts else set().union(*(part for part in parts if part is not None))
     known = declared(model)
     return None if known is None else set(known)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sfumato import __version__, registry, schema, trees
 from sfumato.adapters import completed
 from sfumato.autoregressive import Autoregressive
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, an, place
@@ -211,10 +211,14 @@ def innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _spec_of(tree: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The spec of the samples of a model's tree: of the last stage of a cascade, of what a latent model decodes to."""
+    """The spec of the samples of a model's tree: of the last stage (with the conditions of a prior), of what a latent
+    model decodes to."""
     args = tree["args"]
     if tree["name"] == "Cascade":
         return _spec_of(args["upscaler"])
+    if tree["name"] == "UnCLIP":
+        pictures, prior = _spec_of(args["decoder"]), _spec_of(args["prior"])
+        return None if pictures is None else {**pictures, "conditions": (prior or pictures)["conditions"]}
     spec = args.get("spec")
     if tree["name"] == "Latent":
         codes, spec = _spec_of(args["inner"]), args["autoencoder"]["args"]["spec"]
@@ -357,15 +361,14 @@ def _know_levels(model: Any, args: Mapping[str, Any]) -> None:
 def load_sampler(
     path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu", stages: bool = False
 ) -> Any:
-    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder, and for a cascade
-    unless `stages`, as it has no belief of its own."""
+    """`load` for a model that draws samples. Raises SfumatoError for others, and for one of stages unless `stages`."""
     model = load(path, weights, device)
-    if isinstance(model, Cascade):
+    if isinstance(model, Staged):
         if stages:
             return model
         raise SfumatoError(
-            f"{path} holds a Cascade, and this is asked of a single model: give the run of its first stage "
-            "(RUN/size_16), or a file that sf.save(sf.load(path).stages[0], file) has written."
+            f"{path} holds {an(type(model).__name__)}, and this is asked of a single model: give the run of its first "
+            "stage (RUN/size_16, RUN/prior), or a file that sf.save(sf.load(path).stages[0], file) has written."
         )
     if not hasattr(model, "process") and not isinstance(model, Autoregressive):
         raise SfumatoError(

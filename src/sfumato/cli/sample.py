@@ -65,8 +65,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     for stage in stages:
         stage.net.register_forward_pre_hook(lambda *_: follow())
-    if len(stages) > 1 and (one := edit.wanted(options)) is not None:
-        raise SfumatoError(f"--{one} asks one model, and a cascade has {len(stages)}: train one without --cascade")
+    edit.require(edit.wanted(options), denoiser)
     if spec.text is not None:
         edit.refuse(options, "text", "use --infill")
         given = asked.said(options, spec.conditions, options.class_)

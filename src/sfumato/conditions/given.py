@@ -21,6 +21,7 @@ from ..errors import SfumatoError
 PREVIOUS = "previous"  # the condition of a self-conditioned network: the estimate of the call before
 CARRIED = "carried"  # the argument of a network that `carries`: its own latents at the end of the call before
 LEFT = (PREVIOUS, CARRIED)  # what a call leaves to the next one in a walk
+EMBEDDING = "embedding"  # of the decoder of an unCLIP pair
 LOW, AUGMENTATION = "low_resolution", "augmentation"  # of an upscaler: the small sample, and the level of its noise
 
 

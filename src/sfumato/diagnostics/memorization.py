@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sfumato import data, noise, serialization
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
@@ -156,7 +156,7 @@ def drawn(
 ) -> Tensor:  # fmt: skip
     """n samples in the units of the data; of a table its rows as vectors."""
     how = {"steps": steps, "solver": solver, "seed": seed, "batch": batch, "world": world, "cond": cond}
-    stages = isinstance(model, Cascade)  # each of which has units of its own
+    stages = isinstance(model, Staged)  # each of which has units of its own
     x = sample(model, n, normalised=not stages, **how)
     spec = getattr(model, "spec", None)
     x = x if spec is None or stages else spec.denormalise(model.process.table(x))

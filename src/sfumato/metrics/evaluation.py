@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato import data, noise, sampling, serialization
 from sfumato.autoregressive import Autoregressive
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.conditions import of_data
 from sfumato.data import Source, frames
 from sfumato.diagnostics.memorization import drawn
@@ -251,7 +251,7 @@ def sweep(evaluator: Evaluator, over: Mapping[str, Sequence[Any]], **fixed: Any)
 
 def is_model(thing: Any) -> bool:
     """Whether this draws samples, rather than being some."""
-    return hasattr(thing, "process") or isinstance(thing, Autoregressive | Cascade)
+    return hasattr(thing, "process") or isinstance(thing, Autoregressive | Staged)
 
 
 def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
