@@ -194,7 +194,8 @@ def _given(model: Staged, value: Any, n: int) -> Tensor | None:
     if shape is not None and tuple(value.shape[1:]) != tuple(shape):
         if isinstance(model.first, Staged) and model.first.told == model.told:
             return None
-        raise SfumatoError(f"{model.told} is of shape (1 or {n}, *{tuple(shape)}), not {tuple(value.shape)}.")
+        sides = ", ".join(map(str, shape))
+        raise SfumatoError(f"{model.told} is of shape (1 or {n}, {sides}), not {tuple(value.shape)}.")
     if len(value) not in (1, n):
         raise SfumatoError(f"{model.told} has {len(value)} rows for {n} samples: give one, or one for each.")
     return value.expand(n, *value.shape[1:])
