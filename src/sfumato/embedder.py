@@ -31,6 +31,9 @@ class Embedder(nn.Module):
     the features' weights: features of the same name with another hash are refused when they are first needed.
     """
 
+    mean: Tensor
+    basis: Tensor
+
     def __init__(self, shape: Sequence[int], features: str, sha: str, width: int, size: int) -> None:
         super().__init__()
         self.shape, self.features, self.sha = tuple(shape), features, sha

@@ -119,7 +119,7 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
 
 
 @default_cpu()
-def interpolate(model: Model, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
+def interpolate(model: Any, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
     """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units.
 
     `how` is passed to `encode` and `decode`: steps, label, ... Of an `UnCLIP` pair the way is that of the embeddings,
@@ -128,13 +128,13 @@ def interpolate(model: Model, a: Any, b: Any, shares: Sequence[float], **how: An
     if isinstance(model, UnCLIP):
         start, end = (model.embed(x) for x in (a, b))
         how |= {"index": range(len(start))}
-        return torch.stack([sample(model, embedding=slerp(start, end, p), **how) for p in shares])
+        return torch.stack([_pictures(model, slerp(start, end, p), **how) for p in shares])
     start, end = (encode(model, x, **how) for x in (a, b))
     return torch.stack([decode(model, slerp(start, end, p), **how) for p in shares])
 
 
 @default_cpu()
-def variations(model: UnCLIP, x: Any, n: int = 16, **how: Any) -> Tensor:
+def variations(model: Any, x: Any, n: int = 16, **how: Any) -> Tensor:
     """n pictures x' ~ p(x' | embedding of x), in user units: what the embedding of x (*shape) leaves open.
 
     how: other arguments of `sample`: steps, seed, ... Raises SfumatoError for a model without embeddings. Source:
@@ -145,7 +145,12 @@ def variations(model: UnCLIP, x: Any, n: int = 16, **how: Any) -> Tensor:
             "Variations under one embedding are those of an unCLIP pair (train with unclip): sf.inverse.vary makes "
             "variations by any other model, from noise."
         )
-    found: Tensor = sample(model, n, embedding=model.embed(torch.as_tensor(x)[None]), **how)
+    return _pictures(model, model.embed(torch.as_tensor(x)[None]), n=n, **how)
+
+
+def _pictures(pair: Any, embedding: Tensor, **how: Any) -> Tensor:
+    """Samples of an unCLIP pair under these embeddings."""
+    found: Tensor = sample(pair, embedding=embedding, **how)
     return found
 
 

@@ -166,18 +166,17 @@ def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, 
     if not isinstance(model, Staged):
         return [sample(model, n, seed=seed, index=index, cond=unfolded(cond), **how)]
     own, every, rest = declared(model.last), unfolded(cond), _known_before(model.first)
-    before, drawn = [], _given(model, every.get(model.told), n)
-    given = drawn is not None
-    if given:  # what the first alone knows is of no use
+    before, given = [], _given(model, every.get(model.told), n)
+    if given is not None:  # what the first alone knows is of no use
         idle = {model.told} | (set() if own is None else (rest or set()) - set(own))
         mine = {name: value for name, value in every.items() if name not in idle}
     else:
         mine = {name: value for name, value in every.items() if own is None or name in own}
         known = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
         before = _of_stages(model.first, n, seed, index, known, how)
-        drawn = before[-1]
     draws = Noise(seed, index, PRIOR).fold("upscaler")
-    told = model.conditions(drawn, draws, how["normalised"] and not given)
+    drawn, normalised = (before[-1], how["normalised"]) if given is None else (given, False)
+    told = model.conditions(drawn, draws, normalised)
     return [*before, sample(model.last, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
 
 

@@ -202,10 +202,11 @@ def guide(
     conditions to lead away from, {"label": "dog"}, in the place of none. Of a `Cascade` and of `UnCLIP` each stage is
     guided, to the conditions that it knows. Other ways are in `sf.guidance`."""
     if hasattr(model, "each_stage"):
+        staged: Any = model
 
         def guided(stage: Any) -> Any:
-            own = model.for_stage(stage, scale)
-            return stage if own == {} else Guided(stage, own, interval, model.for_stage(stage, negative))
+            own = staged.for_stage(stage, scale)
+            return stage if own == {} else Guided(stage, own, interval, staged.for_stage(stage, negative))
 
-        return model.each_stage(guided)
+        return staged.each_stage(guided)
     return Guided(model, scale, interval, negative)
