@@ -105,7 +105,7 @@ def latent(inner: sf.Denoiser) -> sf.Latent:
 def pair() -> sf.UnCLIP:
     """An untrained prior and decoder, with an embedder of two numbers."""
     heard = {"embedding": {"kind": "vector", "size": 2}}
-    with seeded(0):
+    with seeded(0), torch.device("cpu"):
         prior = sf.Denoiser(sf.nets.MLP(2, 16, 1), sf.Gaussian(schedules.LinearBeta()))
         decoder = sf.Denoiser(sf.nets.MLP(2, 16, 1, conditions=heard), sf.Gaussian(schedules.LinearBeta()))
     return sf.UnCLIP(prior, decoder, sf.Embedder.fit(X, "numbers"))

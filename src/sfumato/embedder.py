@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sfumato import features as named
 from sfumato import registry
 from sfumato.errors import SfumatoError, suggest
+from sfumato.machine import default_cpu
 from sfumato.registry import register
 
 SIZE = 48  # numbers of an embedding, where the features and the samples allow as many
@@ -44,6 +45,7 @@ class Embedder(nn.Module):
         self._made: list[Any] = []  # the features; no part of the file
 
     @classmethod
+    @default_cpu()
     def fit(cls, x: Tensor, features: str = "convolutions", size: int = SIZE) -> Embedder:
         """From samples x (N, *shape) in user units. Raises SfumatoError for unknown features, and where all samples
         have the same ones."""
@@ -62,6 +64,7 @@ class Embedder(nn.Module):
         own.basis.copy_(vectors * sign / (scale[:, None] * variances.mean().sqrt()))
         return own.eval().requires_grad_(False)
 
+    @default_cpu()
     @torch.no_grad()
     def forward(self, x: Any) -> Tensor:
         x = torch.as_tensor(x)

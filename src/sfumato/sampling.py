@@ -99,9 +99,8 @@ def sample(
     Runs in batches of `batch`, 256 or for rows of a table 4,096, halved if memory runs out; sample i of a seed does not
     depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays without it or if the training
     data were another kind of frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
-    empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). See
-    `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
-    the number of steps.
+    empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). Other
+    arguments: see `trajectory`; guidance: `sf.guide`; samples that depend little on the steps: `solvers.Brownian`.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
     stages: return those of all stages of a `Cascade` or `UnCLIP`, whose first low_resolution= or embedding= replaces.
     world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
