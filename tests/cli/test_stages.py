@@ -197,6 +197,8 @@ def test_an_unclip_pair_is_sampled_as_in_python(call, captioned) -> None:
         ["memorization", run, "-n", 10, "--steps", 2],
         ["average", run / "prior", "--width", 0.07],
         ["info", run],
+        ["doctor", run],  # the decoder, on pictures under their embeddings
+        ["doctor", run / "prior"],
     ):  # fmt: skip
         status, said, heard = call(*words)
         assert status == (2 if words[0] == "average" else 0), (words, heard)  # which kept no snapshots
