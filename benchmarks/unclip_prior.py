@@ -90,7 +90,7 @@ def main() -> None:
             **more,
         )  # fmt: skip
         e = torch.from_numpy(np.load(run.path / "embedding" / "embeddings.npy"))
-    seconds = {"run": sum(line.get("seconds", 0) for line in run.metrics[-1:]), "cpu": time.process_time() - started}
+    seconds = time.process_time() - started
     source = sf.data.open(data, conditions={"caption": "text"})
     trained, unseen = (rows.tolist() for rows in source.split(HOLDOUT))
     unseen, seen = unseen[:NUMBER], trained[:NUMBER]
@@ -110,13 +110,12 @@ def main() -> None:
         "retrieval": rows, "real norm": round(float(e[unseen].norm(dim=1).mean()), 3), "features": NAME,
         "captions": {"trained": len(trained), "unseen": len(unseen)}, "steps": options.steps, "net": options.net,
         "solver_steps": STEPS, "seed": options.seed, "settings": more,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "cpu_seconds": round(seconds, 1),
         "commit": commit(), "hardware": hardware(),
     }  # fmt: skip
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     for name, each in rows.items():
         print(f"{name:34s}" + "".join(f"  {key} {value:.3f}" for key, value in each.items()))
-    print(result["seconds"])
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Embedder(nn.Module):
         sign = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()  # which eigenvectors leave open
         own.mean.copy_(mean)
         own.basis.copy_(vectors * sign / (scale[:, None] * variances.mean().sqrt()))
+        own._made.append(made)
         return own.eval().requires_grad_(False)
 
     @default_cpu()
