@@ -233,7 +233,7 @@ def test_a_prior_alone_takes_an_embedder_that_is_given(whole, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_trained_pair_draws_the_colour_that_a_caption_names(tmp_path) -> None:
-    how = {**HOW, "steps": 1200, "lr": 4e-3, "net": "tiny"}
+    how = {**HOW, "steps": 600, "lr": 4e-3, "net": "tiny"}
     model = sf.train(pictures(300), tmp_path / "run", unclip=True, console=Silent(), **how).denoiser
     for c, name in enumerate(("red", "green", "blue")):
         x = sf.sample(model, 24, 10, caption=f"a {name} one").float().mean((2, 3))
