@@ -56,6 +56,10 @@ class Upscaler(Normal):
         return c @ gain.T, COV - alpha * gain @ POOL @ COV
 
 
+class Unmoved(Normal):
+    """An upscaler that does not listen."""
+
+
 def sampled(bias: torch.Tensor | float, level: float) -> torch.Tensor:
     cascade = sf.Cascade(Normal(SMALL, bias), Upscaler(COV), level=level)
     return sf.sample(cascade, 6000, 24, "heun", batch=6000)[:, 0].double()
@@ -88,6 +92,20 @@ def test_stages_are_told_apart_and_a_sample_does_not_depend_on_the_batch() -> No
         sf.Cascade(Normal(COV), Upscaler(COV))
     with pytest.raises(SfumatoError, match="level from 0 to 1"):
         sf.Cascade(Normal(SMALL), Upscaler(COV), level=2.0)
+
+
+def test_a_small_sample_of_ones_own_is_enlarged_from_the_stage_of_its_size() -> None:
+    cascade = sf.Cascade(Normal(SMALL), Upscaler(COV), level=0.1)
+    small, large = sf.sample(cascade, 8, 10, seed=3, stages=True)
+    assert torch.equal(sf.sample(cascade, 8, 10, seed=3, low_resolution=small), large)
+    one = sf.sample(cascade, 5, 10, low_resolution=small[0])
+    assert one.shape == (5, 1, 4) and torch.allclose(lowered(one, 2).mean(0), small[0], atol=0.3)
+    three = sf.Cascade(cascade, Unmoved(torch.eye(8, dtype=torch.float64)), level=0.1)
+    stages = sf.sample(three, 8, 10, seed=3, low_resolution=small, stages=True)
+    assert [tuple(x.shape[1:]) for x in stages] == [(1, 4), (1, 8)]
+    assert [tuple(x.shape[1:]) for x in sf.sample(three, 8, 10, low_resolution=large, stages=True)] == [(1, 8)]
+    with pytest.raises(SfumatoError, match=r"of shape \(1 or 8, 1, 2\)"):
+        sf.sample(three, 8, 4, low_resolution=torch.zeros(1, 3))
 
 
 def test_noise_and_blur_of_the_small_sample() -> None:

@@ -90,6 +90,7 @@ LIMITS = {
     "tilt": 0.15,
     "text_to_image": 0.25,
     "tuned": 0.5,
+    "unclip": 0.06,
     "vae": 1e-10,
     "views": 0.03,
     "weightings": 0.01,

@@ -102,6 +102,15 @@ def latent(inner: sf.Denoiser) -> sf.Latent:
     return sf.Latent(inner, sf.Codec(sf.nets.Autoencoder((2,), 2, ()), inner.spec))
 
 
+def pair() -> sf.UnCLIP:
+    """An untrained prior and decoder, with an embedder of two numbers."""
+    heard = {"embedding": {"kind": "vector", "size": 2}}
+    with seeded(0), torch.device("cpu"):
+        prior = sf.Denoiser(sf.nets.MLP(2, 16, 1), sf.Gaussian(schedules.LinearBeta()))
+        decoder = sf.Denoiser(sf.nets.MLP(2, 16, 1, conditions=heard), sf.Gaussian(schedules.LinearBeta()))
+    return sf.UnCLIP(prior, decoder, sf.Embedder.fit(X, "numbers"))
+
+
 def of_text() -> sf.Denoiser:
     """An untrained network of text, with a tokeniser."""
     source = sf.data.open(["to be or not to be. " * 9], length=6)
@@ -205,6 +214,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "sample": lambda p: sf.sample(p.model, 4, 3, label="a"),
     "sample_text": lambda p: sf.sample_text(p.text, 2, length=9, prompt="to"),
     "save": lambda p: sf.save(p.model, p.out),
+    "variations": lambda p: sf.variations(pair(), X[0], 2, steps=2),
     "slerp": lambda p: sf.slerp(X[:2], X[2:4], 0.5),
     "tilt": lambda p: sf.tilt([(p.model, {"label": "a"}, 2.0), (p.model, {}, -1.0)]).sample(2, particles=4, steps=2),
     "train": lambda p: p.trained(),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sfumato.distillation import distill as distill
     from sfumato.distributed import joined as joined
     from sfumato.eight_views import views as views
+    from sfumato.embedder import Embedder as Embedder
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.flow_map import FlowMap as FlowMap
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from sfumato.latents import encode as encode
     from sfumato.latents import interpolate as interpolate
     from sfumato.latents import slerp as slerp
+    from sfumato.latents import variations as variations
     from sfumato.likelihood import Measured as Measured
     from sfumato.likelihood import bound_gap as bound_gap
     from sfumato.likelihood import density_gap as density_gap
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from sfumato.training import train as train
     from sfumato.training.forecast import forecast as forecast
     from sfumato.tuning import tune as tune
+    from sfumato.unclip import UnCLIP as UnCLIP
 
 __version__ = "0.1.0"
 
@@ -107,6 +110,7 @@ _PUBLIC = {
     "Codec": "sfumato.autoencoder:Codec",
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
+    "Embedder": "sfumato.embedder:Embedder",
     "Estimate": "sfumato.belief:Estimate",
     "FlowMap": "sfumato.flow_map:FlowMap",
     "Experts": "sfumato.compose:Experts",
@@ -125,6 +129,7 @@ _PUBLIC = {
     "SfumatoWarning": "sfumato.errors:SfumatoWarning",
     "StableTarget": "sfumato.objectives.teacher:StableTarget",
     "Teacher": "sfumato.objectives.teacher:Teacher",
+    "UnCLIP": "sfumato.unclip:UnCLIP",
     "Uniform": "sfumato.process.mixing:Uniform",
     "align": "sfumato.reinforce:align",
     "attribute": "sfumato.latents:attribute",
@@ -185,6 +190,7 @@ _PUBLIC = {
     "trajectory": "sfumato.sampling:trajectory",
     "tune": "sfumato.tuning:tune",
     "vae": "sfumato.objectives.vae",
+    "variations": "sfumato.latents:variations",
     "views": "sfumato.eight_views:views",
     "vlb": "sfumato.objectives.vlb:vlb",
     "vlb_loss": "sfumato.objectives.hybrid:vlb_loss",

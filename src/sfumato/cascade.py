@@ -10,15 +10,16 @@ Sec. 4, noise and blur conditioning augmentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.belief import broadcast
-from sfumato.conditions import AUGMENTATION, LOW, Given
+from sfumato.conditions import AUGMENTATION, LOW, Given, declared
 from sfumato.errors import SfumatoError, suggest
 from sfumato.model import usable
 from sfumato.noise import Noise
@@ -71,14 +72,88 @@ def told(y: Tensor, level: Tensor, noise: Noise, kind: str) -> dict[str, Any]:
     return {LOW: Given(augmented(y, level, noise, kind), here), AUGMENTATION: Given(level.to(y), here)}
 
 
+class Staged(ABC):
+    """Models that draw one after the other, each told what the one before has drawn: a `Cascade`, an `UnCLIP` pair.
+
+    first: a model, or again one of stages; last: the model of what `sample` returns. Each stage has conditions and
+    units of its own. told: the condition of `last` that holds what `first` has drawn; a user who gives it, in user
+    units, draws from `last` alone.
+    """
+
+    told: ClassVar[str]
+    provenance: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def first(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def last(self) -> Any: ...
+
+    @abstractmethod
+    def put_together(self, first: Any, last: Any) -> Self:
+        """The same of other models."""
+
+    @abstractmethod
+    def conditions(self, drawn: Tensor, noise: Noise, normalised: bool = False) -> dict[str, Any]:
+        """What `last` is told of samples (B, ..) of `first`, in user units unless `normalised`."""
+
+    @property
+    def stages(self) -> tuple[Any, ...]:
+        """The models of the stages, in the order in which they draw."""
+        return (*(self.first.stages if isinstance(self.first, Staged) else (self.first,)), self.last)
+
+    def each_stage(self, change: Callable[[Any], Any]) -> Self:
+        """The same of change(stage) for each of the stages."""
+        first = self.first.each_stage(change) if isinstance(self.first, Staged) else change(self.first)
+        found = self.put_together(first, change(self.last))
+        found.provenance = self.provenance
+        return found
+
+    def for_stage(self, stage: Any, given: Any) -> Any:
+        """What is given by name of condition, of those that this stage knows, or none does; anything else as it is."""
+        every = [declared(each) for each in self.stages]
+        known, all_known = declared(stage), {name for each in every for name in each or ()}
+        if known is None or not isinstance(given, Mapping):
+            return given
+        return {name: value for name, value in given.items() if name in known or name not in all_known}
+
+    @property
+    def spec(self) -> Any:
+        return getattr(self.last, "spec", None)
+
+    @property
+    def shape(self) -> Any:
+        """The shape of a sample."""
+        return getattr(self.last, "shape", None)
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = getattr(self.last, "device", torch.device("cpu"))
+        return found
+
+    @property
+    def compute_dtype(self) -> Any:
+        """The dtype in which the networks compute, None for that of their weights; set for all stages."""
+        return getattr(self.last, "compute_dtype", None)
+
+    @compute_dtype.setter
+    def compute_dtype(self, low: Any) -> None:
+        for stage in self.stages:
+            stage.compute_dtype = low
+
+
 @register("model", "Cascade")
-class Cascade:
+class Cascade(Staged):
     """inner draws small samples, a model or a cascade; upscaler enlarges them `factor` times, given their augmentation.
 
-    `sf.sample(cascade, n)` runs the stages. augmentation: "noise" or "blur", that of the upscaler's training; level:
-    that of sampling, from 0, where the small sample is taken as it is, to 1. Each stage has conditions and units of its
-    own; a small sample reaches the upscaler in the units of the data.
+    `sf.sample(cascade, n)` runs the stages, and `sf.sample(cascade, n, low_resolution=y)` those that enlarge y, one or
+    n small samples. augmentation: "noise" or "blur", that of the upscaler's training; level: that of sampling, from 0,
+    where the small sample is taken as it is, to 1. A small sample reaches the upscaler in the units of the data.
     """
+
+    told = LOW
 
     def __init__(
         self,
@@ -88,7 +163,7 @@ class Cascade:
         augmentation: str = "noise",
         level: float = LEVEL,
     ) -> None:
-        if not isinstance(inner, Cascade):
+        if not isinstance(inner, Staged):
             usable(inner, "The first stage of a cascade")
         if augmentation not in KINDS:
             raise SfumatoError(f"Unknown augmentation {augmentation!r}: {suggest(str(augmentation), KINDS)}")
@@ -109,44 +184,18 @@ class Cascade:
             )
 
     @property
-    def stages(self) -> tuple[Any, ...]:
-        """The models of the stages, that of the smallest samples first."""
-        return (*(self.inner.stages if isinstance(self.inner, Cascade) else (self.inner,)), self.upscaler)
-
-    def each_stage(self, change: Callable[[Any], Any]) -> Cascade:
-        """The cascade of change(stage) for each of its stages."""
-        inner = self.inner.each_stage(change) if isinstance(self.inner, Cascade) else change(self.inner)
-        found = Cascade(inner, change(self.upscaler), self.factor, self.augmentation, self.level)
-        found.provenance = self.provenance
-        return found
+    def first(self) -> Any:
+        return self.inner
 
     @property
-    def spec(self) -> Any:
-        return getattr(self.upscaler, "spec", None)
+    def last(self) -> Any:
+        return self.upscaler
 
-    @property
-    def shape(self) -> Any:
-        """The shape of a sample."""
-        return getattr(self.upscaler, "shape", None)
+    def put_together(self, first: Any, last: Any) -> Cascade:
+        return Cascade(first, last, self.factor, self.augmentation, self.level)
 
-    @property
-    def device(self) -> torch.device:
-        found: torch.device = getattr(self.upscaler, "device", torch.device("cpu"))
-        return found
-
-    @property
-    def compute_dtype(self) -> Any:
-        """The dtype in which the networks compute, None for that of their weights; set for all stages."""
-        return getattr(self.upscaler, "compute_dtype", None)
-
-    @compute_dtype.setter
-    def compute_dtype(self, low: Any) -> None:
-        for stage in self.stages:
-            stage.compute_dtype = low
-
-    def conditions(self, small: Tensor, noise: Noise, normalised: bool = False) -> dict[str, Any]:
-        """What the upscaler is told of small samples (B, ..), in user units unless `normalised`, at the level."""
+    def conditions(self, drawn: Tensor, noise: Noise, normalised: bool = False) -> dict[str, Any]:
         spec = None if normalised else self.spec
-        y = small if spec is None else spec.normaliser.normalise(small)
+        y = drawn if spec is None else spec.normaliser.normalise(drawn)
         y = y.float() if spec is not None else y
         return told(y, torch.full((len(y),), self.level, dtype=y.dtype), noise, self.augmentation)

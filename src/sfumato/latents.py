@@ -1,4 +1,4 @@
-"""Latents: encode data to noise by the probability-flow ODE, decode, interpolate and edit.
+"""Latents: encode data to noise by the probability-flow ODE, decode, interpolate, edit; embeddings of an unCLIP pair.
 
     encode  z_1 = Phi_{0 -> 1}(x)          decode  x = Phi_{1 -> 0}(z_1)          edit  decode(encode(x) + shift)
 
@@ -23,8 +23,9 @@ from sfumato.machine import default_cpu
 from sfumato.model import Model, compute_dtype
 from sfumato.probability_flow import Field, Track, data_scale
 from sfumato.process.gaussian import require_numbers
-from sfumato.sampling import refuse_arguments
+from sfumato.sampling import refuse_arguments, sample
 from sfumato.state import samples
+from sfumato.unclip import UnCLIP
 
 DEFAULT_STEPS = 64
 _FLOW, _SEEDS = "The flow between data and latents", "use the noise of a seed and an index instead of a latent"
@@ -118,13 +119,39 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
 
 
 @default_cpu()
-def interpolate(model: Model, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
+def interpolate(model: Any, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
     """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units.
 
-    `how` is passed to `encode` and `decode`: steps, label, ...
+    `how` is passed to `encode` and `decode`: steps, label, ... Of an `UnCLIP` pair the way is that of the embeddings,
+    each decoded from the same noise, and `how` is passed to `sample`. Source of that: 2204.06125, Sec. 3.2.
     """
+    if isinstance(model, UnCLIP):
+        start, end = (model.embed(x) for x in (a, b))
+        how |= {"index": range(len(start))}
+        return torch.stack([_pictures(model, slerp(start, end, p), **how) for p in shares])
     start, end = (encode(model, x, **how) for x in (a, b))
     return torch.stack([decode(model, slerp(start, end, p), **how) for p in shares])
+
+
+@default_cpu()
+def variations(model: Any, x: Any, n: int = 16, **how: Any) -> Tensor:
+    """n pictures x' ~ p(x' | embedding of x), in user units: what the embedding of x (*shape) leaves open.
+
+    how: other arguments of `sample`: steps, seed, ... Raises SfumatoError for a model without embeddings. Source:
+    Ramesh et al. 2022 (2204.06125), Sec. 3.1.
+    """
+    if not isinstance(model, UnCLIP):
+        raise SfumatoError(
+            "Variations under one embedding are those of an unCLIP pair (train with unclip): sf.inverse.vary makes "
+            "variations by any other model, from noise."
+        )
+    return _pictures(model, model.embed(torch.as_tensor(x)[None]), n=n, **how)
+
+
+def _pictures(pair: Any, embedding: Tensor, **how: Any) -> Tensor:
+    """Samples of an unCLIP pair under these embeddings."""
+    found: Tensor = sample(pair, embedding=embedding, **how)
+    return found
 
 
 @default_cpu()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.belief import Belief, Estimate
-from sfumato.conditions import CARRIED, MISSING, PREVIOUS, network_inputs, present
+from sfumato.conditions import CARRIED, PREVIOUS, network_inputs, present
 from sfumato.errors import SfumatoError, an
 from sfumato.process import Discrete, Embedded, Gaussian, Process, Product, given, heard
 from sfumato.process.protocol import noise_level as noise_level
@@ -228,8 +228,9 @@ class Denoiser(nn.Module):
         if not (isinstance(z, Tensor) and z.is_floating_point()):  # symbols use the precision of the weights
             dtype = next((p.dtype for p in self.net.parameters()), torch.float32)
             x = x.to(dtype) if x.is_floating_point() else x
-        if MISSING in cond and getattr(self.spec, "lengths", None) is not None:  # noise beyond an end says nothing
-            x = x * present(cond).to(x)
+        here = present(cond)
+        if here is not None and getattr(self.spec, "lengths", None) is not None:  # noise beyond an end says nothing
+            x = x * here.to(x)
         level = self._within(level).expand(len(x))
         deaf = {name for name, hears in ((PREVIOUS, self.remembers), (CARRIED, self.carries)) if not hears}
         told = {name: value for name, value in cond.items() if name not in deaf}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfumato import machine
 from sfumato.belief import Beliefs, Codes
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.columns import Known
 from sfumato.conditions import MISSING, Conditions, Given, declared, resolve, unfolded
 from sfumato.coupling_flow import CouplingFlow
@@ -103,16 +103,17 @@ def sample(
     Runs in batches of `batch`, 256 or for rows of a table 4,096, halved if memory runs out; sample i of a seed does not
     depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays without it or if the training
     data were another kind of frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
-    empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). See
-    `trajectory` for the other arguments, `sf.guide` for guidance, `solvers.Brownian` for samples that depend little on
-    the number of steps. Of sequences of several lengths they are a list of arrays, each as long as `length` says, one
-    number or one each, or as drawn from the lengths of the training; normalised, they are NaN beyond their ends.
+    empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). Other
+    arguments: see `trajectory`; guidance: `sf.guide`; samples that depend little on the steps: `solvers.Brownian`.
+    Of sequences of several lengths they are a list of arrays, each as long as `length` says, one number or one each,
+    or as drawn from the lengths of the training; normalised, they are NaN beyond their ends.
     Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
-    stages: return those of all stages of a `Cascade`. world=sf.joined(): share the work between processes, which must
-    all make this call and all get every sample, equal to those of a single process up to rounding.
+    stages: return those of all stages of a `Cascade` or `UnCLIP`, whose first low_resolution= or embedding= replaces.
+    world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
+    to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
-    if isinstance(model, Cascade | CouplingFlow):
+    if isinstance(model, Staged | CouplingFlow):
         how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
         return _without_states(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop, length))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
@@ -196,14 +197,14 @@ def _smooth(model: Any, world: World) -> bool:
 
 
 def _without_states(
-    model: Cascade | CouplingFlow, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any],
+    model: Staged | CouplingFlow, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any],
     stages: bool, no: tuple[Any, ...],
 ) -> Any:  # fmt: skip
-    """The samples of a coupling flow, of a cascade, or of each of its stages. no: arguments that they do not take."""
+    """The samples of a coupling flow, of a model of stages, or of each of them. no: arguments that they do not take."""
     if isinstance(model, CouplingFlow):
         return _of_coupling_flow(model, n, seed, index, cond, how, no)
     if any(value is not None and value != 0 for value in no):
-        raise SfumatoError("The stages of a cascade start from noise and end at data: leave out given, z and t.")
+        raise SfumatoError("Stages start from noise and end at data: leave out given, z and t.")
     n, index = _asked(n, index, None)
     found = _of_stages(model, n, seed, torch.arange(n) if index is None else index, cond, how)
     return found if stages else found[-1]
@@ -234,30 +235,56 @@ def _of_coupling_flow(
 
 
 def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any]) -> list[Any]:
-    """The samples of a cascade's stages, each of which is told the conditions that it knows."""
-    if not isinstance(model, Cascade):
+    """The samples of the stages, each of which is told the conditions that it knows; of those before one that is given
+    none."""
+    if not isinstance(model, Staged):
         return [sample(model, n, seed=seed, index=index, cond=unfolded(cond), **how)]
-    own, every = declared(model.upscaler), unfolded(cond)
-    rest = _known_before(model.inner)
-    before = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
-    small = _of_stages(model.inner, n, seed, index, before, how)
+    own, every, rest = declared(model.last), unfolded(cond), _known_before(model.first)
+    before, given = [], _given(model, every.get(model.told), n)
+    if given is not None:  # what the first alone knows is of no use
+        idle = {model.told} | (set() if own is None else (rest or set()) - set(own))
+        mine = {name: value for name, value in every.items() if name not in idle}
+    else:
+        mine = {name: value for name, value in every.items() if own is None or name in own}
+        known = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
+        before = _of_stages(model.first, n, seed, index, known, how)
     draws = Noise(seed, index, PRIOR).fold("upscaler")
-    told = model.conditions(small[-1], draws, how["normalised"])
-    mine = {name: value for name, value in every.items() if own is None or name in own}
-    return [*small, sample(model.upscaler, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
+    drawn, normalised = (before[-1], how["normalised"]) if given is None else (given, False)
+    told = model.conditions(drawn, draws, normalised)
+    return [*before, sample(model.last, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
+
+
+def _given(model: Staged, value: Any, n: int) -> Tensor | None:
+    """What the user gives in the place of what the first model of two would draw, (n, ..); None if it has to draw.
+
+    A small picture enters a cascade of several stages where its size is that of the one before.
+    """
+    if value is None:
+        return None
+    value = torch.as_tensor(value)
+    shape = getattr(model.first, "shape", None)
+    value = value[None] if shape is not None and value.ndim == len(shape) else value
+    if shape is not None and tuple(value.shape[1:]) != tuple(shape):
+        if isinstance(model.first, Staged) and model.first.told == model.told:
+            return None
+        sides = ", ".join(map(str, shape))
+        raise SfumatoError(f"{model.told} is of shape (1 or {n}, {sides}), not {tuple(value.shape)}.")
+    if len(value) not in (1, n):
+        raise SfumatoError(f"{model.told} has {len(value)} rows for {n} samples: give one, or one for each.")
+    return value.expand(n, *value.shape[1:])
 
 
 def plans(model: Any, steps: int | None = None, solver: AnySolver | None = None) -> list[Plan]:
-    """The plan by which `sample` runs each stage of a cascade, of other models their one; a coupling flow has none."""
+    """The plan by which `sample` runs each stage, of a model without stages its one; a coupling flow has none."""
     if isinstance(model, CouplingFlow):
         return []
-    return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Cascade) else (model,))]
+    return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Staged) else (model,))]
 
 
 def _known_before(model: Any) -> set[str] | None:
-    """The conditions that any stage of a cascade knows; None if one takes whatever it is given."""
-    if isinstance(model, Cascade):
-        parts = [_known_before(model.inner), _known_before(model.upscaler)]
+    """The conditions that any stage knows; None if one takes whatever it is given."""
+    if isinstance(model, Staged):
+        parts = [_known_before(model.first), _known_before(model.last)]
         return None if None in parts else set().union(*(part for part in parts if part is not None))
     known = declared(model)
     return None if known is None else set(known)

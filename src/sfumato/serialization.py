@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from sfumato import __version__, registry, schema, trees
 from sfumato.adapters import completed
 from sfumato.autoregressive import Autoregressive
-from sfumato.cascade import Cascade
-from sfumato.coupling_flow import CouplingFlow
+from sfumato.cascade import Staged
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, an, place
@@ -212,10 +211,14 @@ def innermost(tree: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _spec_of(tree: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The spec of the samples of a model's tree: of the last stage of a cascade, of what a latent model decodes to."""
+    """The spec of the samples of a model's tree: of the last stage (with the conditions of a prior), of what a latent
+    model decodes to."""
     args = tree["args"]
     if tree["name"] == "Cascade":
         return _spec_of(args["upscaler"])
+    if tree["name"] == "UnCLIP":
+        pictures, prior = _spec_of(args["decoder"]), _spec_of(args["prior"])
+        return None if pictures is None else {**pictures, "conditions": (prior or pictures)["conditions"]}
     spec = args.get("spec")
     if tree["name"] == "Latent":
         codes, spec = _spec_of(args["inner"]), args["autoencoder"]["args"]["spec"]
@@ -356,26 +359,22 @@ def _know_levels(model: Any, args: Mapping[str, Any]) -> None:
 
 
 def load_sampler(
-    path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu", stages: bool = False,
-    flows: bool = False,
-) -> Any:  # fmt: skip
-    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder, and for those
-    without a belief of their own: a cascade unless `stages`, a coupling flow unless `flows`."""
+    path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu", also: Any = ()
+) -> Any:
+    """`load` for a model that draws samples. Raises SfumatoError for others, such as an autoencoder or a model of
+    stages, unless they are of the classes `also`."""
     model = load(path, weights, device)
-    if isinstance(model, Cascade):
-        if stages:
-            return model
+    if isinstance(model, (Autoregressive, also)) or (hasattr(model, "process") and not isinstance(model, Staged)):
+        return model
+    if isinstance(model, Staged):
         raise SfumatoError(
-            f"{path} holds a Cascade, and this is asked of a single model: give the run of its first stage "
-            "(RUN/size_16), or a file that sf.save(sf.load(path).stages[0], file) has written."
+            f"{path} holds {an(type(model).__name__)}, and this is asked of a single model: give the run of its first "
+            "stage (RUN/size_16, RUN/prior), or a file that sf.save(sf.load(path).stages[0], file) has written."
         )
-    without = Autoregressive | CouplingFlow if flows else Autoregressive
-    if not (hasattr(model, "process") or isinstance(model, without)):
-        raise SfumatoError(
-            f"{path} holds {an(type(model).__name__)}, and this needs a model with noise levels: use it in Python "
-            f"(sfumato info {path} says how)."
-        )
-    return model
+    raise SfumatoError(
+        f"{path} holds {an(type(model).__name__)}, and this needs a model with noise levels: use it in Python "
+        f"(sfumato info {path} says how)."
+    )
 
 
 def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:

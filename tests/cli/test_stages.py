@@ -165,3 +165,77 @@ def test_an_autoencoder_of_one_picture_has_nothing_to_explain(call) -> None:
     status, _, heard = call("train", "one.npy", "--latent", "--autoencoder", "Autoencoder(latent=2, channels=(8, 8))",
                             "--steps", 2, "-o", "run")  # fmt: skip
     assert status == 2 and "all the same" in heard
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory) -> Path:
+    """A folder with pictures of 8 pixels under captions, and runs of few steps on them: unclip, and a cascade."""
+    folder, draw = tmp_path_factory.mktemp("captioned"), np.random.default_rng(0)
+    side = draw.integers(0, 2, 60)
+    x = draw.integers(0, 60, (60, 3, 8, 8), dtype=np.uint8)
+    x[np.arange(60), side] += 150
+    np.savez(folder / "data.npz", x=x, caption=np.array(["a red one", "a green one"])[side])
+    np.save(folder / "one.npy", x[0])
+    np.save(folder / "other.npy", x[1])
+    np.save(folder / "small.npy", x[0].reshape(3, 4, 2, 4, 2).mean((2, 4)).round().astype(np.uint8))
+    how = {"batch": 16, "sample_every": 0, "net": NET, "holdout": 0.2, "console": Silent(), "snapshots": 0}
+    sf.train(folder / "data.npz", folder / "unclip", unclip=True, steps=4, **how)
+    how |= {"net": "DiT(width=16, depth=1, heads=2, patch=2)"}  # which attends to words
+    sf.train(folder / "data.npz", folder / "cascade", cascade=(4, 8), steps=4, **how)
+    return folder
+
+
+def test_an_unclip_pair_is_sampled_as_in_python(call, captioned) -> None:
+    run, red, plain = (
+        captioned / "unclip",
+        ["--caption", "a red one"],
+        ["-n", 3, "--steps", 2, "--precision", "float32", "-o", "x.npy"],
+    )
+    model, x = sf.load(run), torch.from_numpy(np.load(captioned / "one.npy"))
+    status, said, heard = call("sample", run, *plain, *red, "--guidance", 2)
+    assert status == 0 and "4 calls each" in said, heard  # two of each stage
+    drawn = sf.sample(sf.guide(model, 2), 3, 2, caption="a red one").numpy()
+    assert np.array_equal(np.load("x.npy"), drawn)
+    status, _, heard = call("sample", run, *plain, "--variations", captioned / "one.npy")
+    assert status == 0, heard
+    assert np.array_equal(np.load("x.npy"), sf.variations(model, x, 3, steps=2).numpy())
+    ends = [captioned / "one.npy", captioned / "other.npy"]
+    status, _, heard = call("sample", run, *plain, "--interpolate", *ends)
+    assert status == 0 and np.load("x.npy").shape == (3, 3, 8, 8), heard
+    for words in (
+        ["sample", run, *plain, *red, "--threshold", 0.9, "--negative", "a green one", "--guidance", 3],
+        ["evaluate", run, "-n", 10, "--steps", 2, "--metric", "marginals"],
+        ["memorization", run, "-n", 10, "--steps", 2],
+        ["average", run / "prior", "--width", 0.07],
+        ["info", run],
+        ["doctor", run],  # the decoder, on pictures under their embeddings
+        ["doctor", run / "prior"],
+    ):  # fmt: skip
+        status, said, heard = call(*words)
+        assert status == (2 if words[0] == "average" else 0), (words, heard)  # which kept no snapshots
+    for words, why in (
+        (["sample", run, "--from", captioned / "one.npy"], "an unCLIP pair has 2"),
+        (["sample", captioned / "cascade", "--variations", captioned / "one.npy"], "a cascade has 2"),
+        (["sample", captioned / "cascade" / "size_4", "--variations", captioned / "one.npy"], "take --from"),
+        (["likelihood", run, captioned / "data.npz"], "stages[0]"),
+        (["plan", captioned / "data.npz", "--unclip"], "in two stages"),
+        (["train", captioned / "data.npz", "--unclip", "--cascade", "4,8"], "take cascade or unclip"),
+    ):
+        status, _, heard = call(*words)
+        assert status == 2 and why in heard, (words, heard)
+
+
+def test_a_cascade_of_captions_is_thresholded_and_enlarges_a_picture_of_ones_own(call, captioned) -> None:
+    run, plain = captioned / "cascade", ["--steps", 2, "--precision", "float32", "-o", "x.npy"]
+    status, said, heard = call("sample", run, *plain, "-n", 2, "--caption", "a red one", "--guidance", 3,
+                               "--threshold", 0.9, "--negative", "a green one")  # fmt: skip
+    assert status == 0 and "4 calls each" in said, heard
+    model = sf.guide(sf.load(run), 3, negative={"caption": "a green one"})
+    model = model.each_stage(lambda stage: sf.guidance.Thresholded(stage, 0.9))
+    assert np.array_equal(np.load("x.npy"), sf.sample(model, 2, 2, caption="a red one").numpy())
+    status, said, heard = call("sample", run, *plain, "-n", 2, "--upscale", captioned / "small.npy")
+    assert status == 0, heard
+    small = torch.from_numpy(np.load(captioned / "small.npy"))
+    assert np.array_equal(np.load("x.npy"), sf.sample(sf.load(run), 2, 2, low_resolution=small).numpy())
+    status, _, heard = call("sample", run, *plain, "--upscale", captioned / "one.npy")
+    assert status == 2 and "low_resolution is of shape (1 or 16, 3, 4, 4)" in heard

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import sfumato as sf
-from sfumato.metrics.features import applied, build, identity
+from sfumato.features import applied, build, identity
 from sfumato.metrics.inception import tensors
 from sfumato.nets import inception
 

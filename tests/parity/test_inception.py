@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfumato.features import applied, build
 from sfumato.metrics import FD
-from sfumato.metrics.features import applied, build
 from sfumato.nets import inception
 
 pytestmark = pytest.mark.parity

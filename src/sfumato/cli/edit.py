@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sfumato import inverse, latents, pictures
+from sfumato.cascade import Cascade, Staged
 from sfumato.cli import conditions, write
 from sfumato.cli.guidance import FLAGS, guided, refuse_alone
 from sfumato.data import DataSpec
@@ -19,10 +20,13 @@ from sfumato.data.numpy_files import load
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic, require_plain
 from sfumato.inverse import operators
+from sfumato.sampling import plans, sample
+from sfumato.unclip import UnCLIP
 
 NUMBER, NOISE, STRENGTH = 16, 0.01, 0.6
 MEASURED = ("inpaint", "extend", "upscale", "deblur", "denoise", "measured")
-_EDITS = (*MEASURED, "from", "interpolate")
+_EDITS = (*MEASURED, "from", "interpolate", "variations")
+_OF_STAGES = {"upscale": Cascade, "interpolate": UnCLIP, "variations": UnCLIP}
 _WITH: dict[str, tuple[str, ...]] = {
     "mask": ("inpaint",), "sensor": ("measured",), "blur_width": ("deblur",), "strength": ("from",),
     "noise": MEASURED, "method": MEASURED, "particles": MEASURED,
@@ -39,6 +43,15 @@ def wanted(options: Any) -> str | None:
             flag = name.replace("_", "-")
             raise SfumatoError(f"--{flag} goes with {' or '.join(f'--{edit}' for edit in edits)}, and none is given")
     return asked[0] if asked else None
+
+
+def require(edit: str | None, model: Any) -> None:
+    """Raise SfumatoError for an edit that the model cannot do: one of stages some, another one all but variations."""
+    if isinstance(model, Staged) and edit is not None and not isinstance(model, _OF_STAGES.get(edit, ())):
+        kind = "an unCLIP pair" if isinstance(model, UnCLIP) else "a cascade"
+        raise SfumatoError(f"--{edit} asks one model, and {kind} has {len(model.stages)}: train one without stages")
+    if edit == "variations" and not isinstance(model, UnCLIP):
+        raise SfumatoError("--variations are those of an unCLIP pair (train --unclip): take --from with this model")
 
 
 def refuse(options: Any, what: str, instead: str) -> None:
@@ -63,7 +76,9 @@ def draw(edit: str, options: Any, denoiser: Any, origin: dict[str, Any], note: C
     if cond:
         facts |= {"conditions": {name: str(value) for name, value in cond.items()}}
     how = {"n": origin["number"], "seed": options.seed, "batch": options.batch, "cond": cond}
-    if edit in MEASURED:
+    if isinstance(denoiser, Staged):
+        x, more = _by_stages(edit, options, model, spec, how)
+    elif edit in MEASURED:
         x, more = _posterior(edit, options, model, spec, how)
     elif edit == "from":
         strength = STRENGTH if options.strength is None else options.strength
@@ -82,6 +97,22 @@ def draw(edit: str, options: Any, denoiser: Any, origin: dict[str, Any], note: C
         note(f"The mean of the samples is in {beside[0]}, their standard deviation in {beside[1]}.")
         files += len(beside)
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
+
+
+def _by_stages(
+    edit: str, options: Any, model: Any, spec: DataSpec, how: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Samples of the last stage, told by pictures what the stages before would say, and the facts."""
+    how |= {"steps": options.steps, "solver": options.solver}
+    plan = plans(model, options.steps, options.solver)[-1]
+    more = {"steps": plan.steps, "solver": plan.name}
+    if edit == "upscale":
+        return sample(model, low_resolution=_values(options.upscale, spec), **how), more
+    if edit == "variations":
+        return latents.variations(model, _sample(options.variations, spec), **how), more
+    a, b = (_sample(name, spec)[None] for name in options.interpolate)
+    n = max(how.pop("n"), 2)
+    return latents.interpolate(model, a, b, torch.linspace(0, 1, n).tolist(), **how)[:, 0], more
 
 
 def _value(options: Any, name: str) -> Any:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from sfumato import serialization
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.cli import conditions as asked
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
@@ -34,13 +34,23 @@ def explain_guidance(options: Any, voice: Voice) -> None:
 
 
 def guided(options: Any, model: Any, scale: Scale | None) -> Any:
-    """The model under the guidance that the flags name, of a cascade each stage."""
-    if isinstance(model, Cascade):
-        if options.autoguide is not None:
-            raise SfumatoError("--autoguide guides one model by another, and a cascade has several: leave it out")
-        return model.each_stage(lambda stage: guided(options, stage, scale))
-    interval, share = options.guidance_interval, options.rescale
+    """The model under the guidance that the flags name, of one of stages each, to the conditions that it knows."""
     negative = None if options.negative is None else _negative(options.negative, model)
+    if not isinstance(model, Staged):
+        return _guided(options, model, scale, negative, options.threshold)
+    if options.autoguide is not None:
+        raise SfumatoError("--autoguide guides one model by another, and this one has stages: leave it out")
+
+    def one(stage: Any) -> Any:
+        bounded = stage.spec is None or stage.spec.bounds is not None  # embeddings have no bounds
+        own, away = model.for_stage(stage, scale), model.for_stage(stage, negative)
+        return _guided(options, stage, None if own == {} else own, away, options.threshold if bounded else None)
+
+    return model.each_stage(one)
+
+
+def _guided(options: Any, model: Any, scale: Scale | None, negative: Any, threshold: str | None) -> Any:
+    interval, share = options.guidance_interval, options.rescale
     if options.autoguide is not None:
         if share is not None or negative is not None:
             raise SfumatoError("--autoguide guides away from a model: leave --negative and --rescale out")
@@ -49,7 +59,7 @@ def guided(options: Any, model: Any, scale: Scale | None) -> Any:
         found = Rescaled(model, scale, interval, negative, share)
     else:
         found = model if scale is None else guide(model, scale, interval, negative)
-    return found if options.threshold is None else Thresholded(found, _quantile(options.threshold))
+    return found if threshold is None else Thresholded(found, _quantile(threshold))
 
 
 def heard(options: Any, model: Any) -> Any:

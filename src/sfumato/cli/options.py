@@ -67,7 +67,11 @@ EDITS = [
     flag("--inpaint", "FILE", "Fill in what --mask covers, or the NaN of an array; draws 16.", group=_EDIT),
     flag("--mask", "FILE", "Of --inpaint: white (or above half of the largest) where it is filled in.", group=_EDIT),
     flag("--extend", "FILE", "Continue a smaller picture beyond its edges; it is laid in the middle.", group=_EDIT),
-    flag("--upscale", "FILE", "Enlarge to the model's size, by a whole factor.", group=_EDIT),
+    flag(
+        "--upscale", "FILE",
+        "Enlarge to the model's size, by a whole factor; of a cascade from the size of one of its stages.",
+        group=_EDIT,
+    ),
     flag("--deblur", "FILE", "Sharpen what is blurred by a Gaussian of --blur-width.", group=_EDIT),
     flag("--blur-width", float, "Of --deblur: the standard deviation of the blur in pixels.", group=_EDIT),
     flag("--denoise", "FILE", "Remove noise of the standard deviation --noise.", group=_EDIT),
@@ -87,9 +91,11 @@ EDITS = [
     ),
     flag("--particles", int, "Of the method smc: how many; by default 1,024.", group=_EDIT),
     flag("--from", "FILE", "Variations of a sample, as far as --strength says.", group=_EDIT),
+    flag("--variations", "FILE", "Of an unCLIP pair: pictures that have the embedding of this one.", group=_EDIT),
     flag("--strength", float, "Of --from: from 0, the sample itself, to 1, any sample; by default 0.6.", group=_EDIT),
     flag(
-        "--interpolate", "FILE", "The way between two samples through the latents, in -n pictures.",
+        "--interpolate", "FILE",
+        "The way between two samples through the latents, of an unCLIP pair the embeddings, in -n pictures.",
         group=_EDIT, nargs=2, metavar=("A", "B"),
     ),
 ]  # fmt: skip

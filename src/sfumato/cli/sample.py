@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sfumato import __version__, sampling, serialization
+from sfumato.cascade import Staged
 from sfumato.cli import conditions as asked
 from sfumato.cli import edit, table, text, write
 from sfumato.cli.guidance import FLAGS, guided, heard, refuse_alone, refuse_guidance
@@ -60,13 +61,13 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     started = time.monotonic()
     contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
-    denoiser = serialization.load_sampler(options.model, options.weights, device, stages=True, flows=True)
+    denoiser = serialization.load_sampler(options.model, options.weights, device, (Staged, CouplingFlow))
     spec, options = asked.spec_of(denoiser, options.model), heard(options, denoiser)
     stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     for stage in stages:
         stage.net.register_forward_pre_hook(lambda *_: follow())
-    _refuse_edits(options, denoiser, len(stages))
+    _refuse_edits(options, denoiser)
     if spec.text is not None:
         edit.refuse(options, "text", "use --infill")
         given = asked.said(options, spec.conditions, options.class_)
@@ -108,15 +109,14 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
-def _refuse_edits(options: Any, model: Any, stages: int) -> None:
-    """Raise SfumatoError for edits of a cascade, and for edits and guidance of a coupling flow."""
-    one, flow = edit.wanted(options), isinstance(model, CouplingFlow)
-    if flow:
+def _refuse_edits(options: Any, model: Any) -> None:
+    """Raise SfumatoError for edits that the model cannot do, and for guidance of a coupling flow."""
+    one = edit.wanted(options)
+    if isinstance(model, CouplingFlow):
         refuse_guidance(options, "a coupling flow")
-    if one is not None and flow:
-        raise SfumatoError(f"--{one} asks a model with noise levels, and this is a coupling flow: train a denoiser")
-    if one is not None and stages > 1:
-        raise SfumatoError(f"--{one} asks one model, and a cascade has {stages}: train one without --cascade")
+        if one is not None:
+            raise SfumatoError(f"--{one} asks a model with noise levels, and this is a coupling flow: train a denoiser")
+    edit.require(one, model)
 
 
 def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tensor:

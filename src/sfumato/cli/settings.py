@@ -20,7 +20,7 @@ _GROUPS = {
 _METAVARS = dict.fromkeys([*NAMING, "device"], "NAME")
 _FLAGS = {"sources": "--from"}  # settings whose flag has a name of its own
 _METAVARS |= {"sources": "DATA", "out": "FOLDER", "labels": "FILE", "init": "MODEL", "loggers": "NAMES"}
-_METAVARS |= {"autoencoder": "MODEL", "cascade": "SIZES"}
+_METAVARS |= {"autoencoder": "MODEL", "cascade": "SIZES", "embedding": "NAME"}
 
 
 def settings() -> list[Flag]:

@@ -4,6 +4,7 @@ from .condition import KINDS, Condition, argument_of, fit, from_config, missing
 from .given import (
     AUGMENTATION,
     CARRIED,
+    EMBEDDING,
     KNOWN,
     LEFT,
     LOW,
@@ -23,8 +24,8 @@ from .resolve import RESERVED, declared, of_data, resolve, unfolded
 from .text import Text
 
 __all__ = [
-    "AUGMENTATION", "CARRIED", "KINDS", "KNOWN", "LEFT", "LOW", "MISSING", "NULL", "PREVIOUS", "RESERVED", "Condition",
-    "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Text", "Vector", "absent", "argument_of",
-    "declared", "find_class", "fit", "from_config", "joined", "missing", "named", "network_inputs", "of_data",
-    "over_present", "present", "require_encoded", "resolve", "uncarried", "unfolded", "without_gaps",
+    "AUGMENTATION", "CARRIED", "EMBEDDING", "KINDS", "KNOWN", "LEFT", "LOW", "MISSING", "NULL", "PREVIOUS", "RESERVED",
+    "Condition", "Conditions", "Field", "Given", "Label", "MultiLabel", "Scalar", "Text", "Vector", "absent",
+    "argument_of", "declared", "find_class", "fit", "from_config", "joined", "missing", "named", "network_inputs",
+    "of_data", "over_present", "present", "require_encoded", "resolve", "uncarried", "unfolded", "without_gaps",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ PREVIOUS = "previous"  # the condition of a self-conditioned network: the estima
 CARRIED = "carried"  # the argument of a network that `carries`: its own latents at the end of the call before
 KNOWN = "known"  # of a network of symbols that are vectors: those of the known ones, a field, 0 elsewhere
 LEFT = (PREVIOUS, CARRIED)  # what a call leaves to the next one in a walk
+EMBEDDING = "embedding"  # of the decoder of an unCLIP pair
 LOW, AUGMENTATION = "low_resolution", "augmentation"  # of an upscaler: the small sample, and the level of its noise
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sfumato import data, noise, serialization
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.conditions import of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
@@ -132,7 +132,7 @@ def memorization(
         raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
     samples, seed = whole("samples", samples), whole("seed", seed, None)
     if isinstance(model, str | os.PathLike):
-        model = serialization.load_sampler(model, device=device, stages=True)
+        model = serialization.load_sampler(model, device=device, also=Staged)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
@@ -157,7 +157,7 @@ def drawn(
 ) -> Tensor:  # fmt: skip
     """n samples in the units of the data; of a table its rows as vectors."""
     how = {"steps": steps, "solver": solver, "seed": seed, "batch": batch, "world": world, "cond": cond}
-    stages = isinstance(model, Cascade)  # each of which has units of its own
+    stages = isinstance(model, Staged)  # each of which has units of its own
     x = sample(model, n, normalised=not stages, **how)
     spec = getattr(model, "spec", None)
     x = x if spec is None or stages else spec.denormalise(model.process.table(x))

@@ -200,8 +200,14 @@ def guide(
 ) -> Any:
     """Classifier-free guidance: scale 1 is the conditional model, 0 the unconditional one. `scale` may also be one per
     condition, {"label": 3.0, "temperature": 1.5}, or knots ((logsnr, scale), ..). `interval` is in logsnr. `negative`:
-    conditions to lead away from, {"label": "dog"}, in the place of none. Of a `Cascade` each stage is guided. Other
-    ways are in `sf.guidance`."""
+    conditions to lead away from, {"label": "dog"}, in the place of none. Of a `Cascade` and of `UnCLIP` each stage is
+    guided, to the conditions that it knows. Other ways are in `sf.guidance`."""
     if hasattr(model, "each_stage"):
-        return model.each_stage(lambda stage: Guided(stage, scale, interval, negative))
+        staged: Any = model
+
+        def guided(stage: Any) -> Any:
+            own = staged.for_stage(stage, scale)
+            return stage if own == {} else Guided(stage, own, interval, staged.for_stage(stage, negative))
+
+        return staged.each_stage(guided)
     return Guided(model, scale, interval, negative)

@@ -1,9 +1,9 @@
 """Metrics of samples: what a model is worth, beside what real data are worth, under a protocol that travels along."""
 
+from sfumato.features import Convolutions
 from sfumato.metrics.channels import Autocorrelation, Marginals, Spectrum
 from sfumato.metrics.classifier import C2ST
 from sfumato.metrics.evaluation import Evaluator, Point, evaluate, sweep
-from sfumato.metrics.features import Convolutions
 from sfumato.metrics.frechet import FD, FID
 from sfumato.metrics.inception import Inception
 from sfumato.metrics.kernels import KID, MMD, Energy

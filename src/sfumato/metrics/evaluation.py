@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato import data, noise, sampling, serialization
 from sfumato.autoregressive import Autoregressive
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.conditions import of_data
 from sfumato.data import Source, frames
 from sfumato.diagnostics.memorization import drawn
@@ -256,7 +256,7 @@ def sweep(evaluator: Evaluator, over: Mapping[str, Sequence[Any]], **fixed: Any)
 
 def is_model(thing: Any) -> bool:
     """Whether this draws samples, rather than being some."""
-    return hasattr(thing, "process") or isinstance(thing, Autoregressive | Cascade)
+    return hasattr(thing, "process") or isinstance(thing, Autoregressive | Staged)
 
 
 def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
@@ -267,5 +267,5 @@ def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
         return model
     path = Path(model).expanduser()
     if path.suffix == ".safetensors" or (path / serialization.FILE).is_file() or (path / "checkpoints").is_dir():
-        return serialization.load_sampler(model, weights or "ema", device_of(device), stages=True)
+        return serialization.load_sampler(model, weights or "ema", device_of(device), Staged)
     return data.open(model)

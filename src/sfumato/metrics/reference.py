@@ -10,12 +10,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from sfumato import features as named
 from sfumato import noise
 from sfumato.data import Source
 from sfumato.data.spec import declared_bounds, figures_of
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval
-from sfumato.metrics import features as named
 from sfumato.metrics.tables import Rows
 from sfumato.normaliser import Normaliser
 

@@ -175,6 +175,11 @@ class Captioned(nn.Module):
     def outputs(self) -> int:
         return getattr(self.net, "outputs", 1)
 
+    @property
+    def given(self) -> Described:
+        """The conditions of the network behind."""
+        return getattr(self.net, "given", {})
+
     def forward(
         self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,

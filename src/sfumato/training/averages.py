@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sfumato import schema, serialization
-from sfumato.cascade import Cascade
+from sfumato.cascade import Staged
 from sfumato.errors import SfumatoError
 from sfumato.files import read_header, read_sealed, remove, write_sealed
 from sfumato.folder import step_of
@@ -134,7 +134,7 @@ def average(run: str | os.PathLike[str], width: float) -> Any:
             f"{error:.0%}): choose a width closer to {WIDTHS[0]:g} to {WIDTHS[1]:g}, or train with more snapshots."
         )
     model = serialization.load(path)
-    denoiser = model.upscaler if isinstance(model, Cascade) else model
+    denoiser = model.last if isinstance(model, Staged) else model
     own = denoiser.net.state_dict()
     averaged = trained_names(denoiser.net)
     total = {name: torch.zeros(own[name].shape, dtype=torch.float64) for name in averaged}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, final
@@ -35,7 +36,7 @@ from sfumato.normaliser import Normaliser, Statistics
 from sfumato.progress import counting
 
 AUTOENCODER = "autoencoder"  # the folder of the autoencoder within that of a run
-FILE, FACTS = "latents.npy", "latents.json"
+FILE = "latents.npy"
 SPREAD = 0.05  # by which the deviation of normalised codes may differ from 1
 REACH = 4.0  # deviations, about the farthest of ten thousand draws
 _LOOKED_AT = 512  # held-out samples whose reconstruction is measured
@@ -103,35 +104,39 @@ def _require_hash(place: Any, hash: str | None, whose: str) -> None:
     own = file_hash(place)
     if hash is not None and own != hash:
         raise SfumatoError(
-            f"{place} is not the autoencoder of {whose}: its hash begins with {own[:_KNOWN]}, and was {hash[:_KNOWN]}. "
+            f"{place} is not the file of {whose}: its hash begins with {own[:_KNOWN]}, and was {hash[:_KNOWN]}. "
             "Put the file back, or train in a new folder."
         )
 
 
-def stored(place: Any, source: Source, autoencoder: Codec) -> Tensor:
-    """The codes of all samples, (N, ..) as `encoded` has them, mapped from `latents.npy`, which is made if need be.
+def stored(
+    place: Any, source: Source, model: Any, encode: Callable[[Any, Tensor], Tensor] = encoded, file: str = FILE
+) -> Tensor:
+    """encode(model, x) of all samples, (N, ..), by the model in `place`, mapped from `file` beside it, which is made if
+    need be.
 
-    Raises SfumatoError if the autoencoder has been replaced since.
+    Raises SfumatoError if the model has been replaced since.
     """
-    folder = serialization.locate(place).parent
+    path = serialization.locate(place).with_name(file)
+    seal = path.with_suffix(".json")
     facts = {"autoencoder": file_hash(place), "data": _print_of(source)}
-    kept = json.loads((folder / FACTS).read_text(encoding="utf-8")) if (folder / FACTS).exists() else None
+    kept = json.loads(seal.read_text(encoding="utf-8")) if seal.exists() else None
     if kept is not None:
-        _require_hash(place, kept["autoencoder"], f"the codes in {folder / FILE}")
-    if kept != facts or not (folder / FILE).exists():
-        _write(folder / FILE, source, autoencoder)
-        write_text(folder / FACTS, json.dumps(facts))
-    return torch.from_numpy(np.load(folder / FILE, mmap_mode="c"))  # copy on write: never written to
+        _require_hash(place, kept["autoencoder"], f"the codes in {path}")
+    if kept != facts or not path.exists():
+        _write(path, source, lambda x: encode(model, x))
+        write_text(seal, json.dumps(facts))
+    return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write: never written to
 
 
-def _write(path: Path, source: Source, autoencoder: Codec) -> None:
-    first = encoded(autoencoder, source.x[:1])
+def _write(path: Path, source: Source, encode: Callable[[Tensor], Tensor]) -> None:
+    first = encode(source.x[:1])
     with atomic(path) as draft, counting("Encoding", len(source)) as count:
         made = np.lib.format.open_memmap(draft, "w+", np.float32, (len(source), *first.shape[1:]))
         done = 0
         for block in blocks(source.x):
             for some in block.split(_PART):
-                made[done : done + len(some)] = encoded(autoencoder, some).numpy()
+                made[done : done + len(some)] = encode(some).numpy()
                 done += len(some)
                 count(len(some))
         made.flush()

@@ -102,6 +102,12 @@ class TrainConfig:
     cascade: str | None = None
     """Sizes of pictures, such as 16,32: a model of the smallest, and one for each size that enlarges what the one
     before has drawn."""
+    unclip: bool = False
+    """Train a prior, of an embedding of the pictures given captions and other conditions, and a decoder, of pictures
+    given their embedding, each on half of the budget."""
+    embedding: str | None = None
+    """What pictures are embedded by: {features}, numbers (the values), or the file of an embedder. Without unclip the
+    prior alone is trained."""
     reconstruction: float = 0.8
     """The share of the variance of held-out samples that the autoencoder has to explain; 0 takes any."""
     loss: str = "auto"
@@ -299,6 +305,7 @@ def docs() -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
             name, text = ast.unparse(field.target), " ".join(str(words.value.value).split())
             listed = registry.names("logger") if name == "loggers" else choices(name)
+            text = text.replace("{features}", ", ".join(registry.names("features")))
             found[name] = text.replace(f"{{{name}}}", ", ".join(listed))
     return found
 

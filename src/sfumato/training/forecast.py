@@ -165,6 +165,11 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
             "A cascade is trained in stages, and a plan is of one: plan each with --size and its share of the budget, "
             'all but the first with --loss "upscaling(factor=2)", too.'
         )
+    if chosen.unclip or chosen.embedding is not None:
+        raise SfumatoError(
+            "An unCLIP pair is trained in two stages, and a plan is of one: plan the data without unclip and embedding "
+            "on half of the budget, which the decoder takes; the prior is small."
+        )
     device = device_of(chosen.device)
     free = _free(device)
     with own_modes(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:

@@ -30,6 +30,7 @@ from sfumato.training import checkpoint, config, loggers
 from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Console
+from sfumato.training.embeddings import EMBEDDING, embedded
 from sfumato.training.fine_tuning import start
 from sfumato.training.hooks import usual
 from sfumato.training.parts import (
@@ -51,6 +52,9 @@ CHANGEABLE = (
     "minutes", "steps", "lr", "decay", "clip", "guidance", "sample_every", "checkpoint_every", "loggers", "micro",
     "workers", "threads", "compile", "device", "precision", "parallel",
 )  # fmt: skip
+
+
+_PLACES = ("out", "autoencoder", "embedding")  # which change where a run is moved
 
 
 class Interrupted(KeyboardInterrupt):
@@ -292,6 +296,8 @@ def opened(obj: Any, labels: Any, settings: TrainConfig, own: DataSpec | None = 
     if own is not None and settings.conditions:
         kinds = {name: condition.kind for name, condition in own.conditions.items()}
         found = with_kinds(found, {**kinds, **settings.conditions}, known=True)
+    if settings.embedding is not None:
+        return embedded(found, settings.embedding, settings.unclip)
     if settings.sources is None:
         return found
     size = (found.shape[1], found.shape[2]) if found.kind == "image" else None
@@ -312,7 +318,7 @@ def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:
     if not (path / "config.yaml").exists():
         return {}
     now, kept = config.from_yaml(str(path / "config.yaml")).to_dict(), from_dict(kept).to_dict()
-    other = {name: value for name, value in now.items() if name not in ("out", "autoencoder") and value != kept[name]}
+    other = {name: value for name, value in now.items() if name not in _PLACES and value != kept[name]}
     if other and not accepted:
         listed = ", ".join(f"{name} {kept[name]} -> {value}" for name, value in other.items())
         raise SfumatoError(
@@ -336,4 +342,8 @@ def _changed(old: dict[str, Any], changes: dict[str, Any], path: Path) -> TrainC
         given["minutes"] = None
     if old.get("autoencoder") is not None and (path / AUTOENCODER).is_dir():  # the folder may have been moved
         given["autoencoder"] = str(path / AUTOENCODER)
+    for place in (path, path.parent):  # a prior lies in the folder of its decoder
+        if old.get("embedding") is not None and (place / EMBEDDING).is_dir():
+            given["embedding"] = str(place / EMBEDDING)
+            break
     return from_dict({**old, **given, "out": str(path)}, where=str(path))

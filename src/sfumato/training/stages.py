@@ -1,7 +1,9 @@
-"""Train and resume: one model, an autoencoder and then the denoiser of its codes, or a cascade, in one run folder.
+"""Train and resume: one model, an autoencoder and then the denoiser of its codes, a cascade, or an unCLIP pair, in one
+run folder.
 
 RUN/autoencoder/    the run of the autoencoder, or the file of a given one, and the codes of the data
 RUN/size_16/        the run of the first stage of a cascade, of size 16; the stages between likewise
+RUN/embedding/      the embedder of an unCLIP pair, and the embeddings of the data; RUN/prior/, the run of the prior
 RUN/                the run of the denoiser, or of the last stage; its model file holds all stages
 """
 
@@ -15,14 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sfumato import folder, registry, serialization
+from sfumato import folder, nets, registry, serialization
 from sfumato.autoencoder import Codec
 from sfumato.cascade import Cascade
 from sfumato.diagnostics import summary
 from sfumato.distributed import joined, leads
+from sfumato.embedder import Embedder
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.machine import device_of
+from sfumato.training import embeddings
 from sfumato.training import run as single
 from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_yaml
@@ -30,15 +34,17 @@ from sfumato.training.console import Console
 from sfumato.training.parts import separate
 from sfumato.training.run import Interrupted, Run
 from sfumato.training.session import Session
+from sfumato.unclip import UnCLIP
 
 SHARE = 0.4  # of the budget, for the autoencoder
 SIZE, BLURRED = "size_{}", 256  # folders of a cascade's stages; the size from which one hears blurred pictures
+PRIOR = "prior"  # the folder of the prior of an unCLIP pair
 LOSS = "autoencoding(beta=0.1, spectral=0.1)"
 _BOTH = (
     "size", "conditions", "columns", "split", "key", "max_gb", "normalise", "batch", "micro", "workers",
     "holdout", "seed", "checkpoint_every", "loggers", "threads", "device", "precision", "parallel",
 )  # fmt: skip
-_OURS = ("data", "out", "labels", "latent", "autoencoder")
+_OURS = ("data", "out", "labels", "latent", "autoencoder", "unclip", "embedding")
 
 
 def train(
@@ -51,6 +57,8 @@ def train(
     latent: bool = False,
     autoencoder: Any = None,
     cascade: Any = None,
+    unclip: bool = False,
+    embedding: Any = None,
     **settings: Any,
 ) -> Run:
     """Train a denoiser on data of any kind and write a run folder: `sf.train("photos/", minutes=10)`.
@@ -64,21 +72,20 @@ def train(
     latent=True trains an autoencoder first, on two fifths of the budget, and then a denoiser of its codes; the run's
     model is a `Latent`, which holds both. autoencoder: a trained one, a `Codec` or its file or run folder, or the
     network of a new one, "Autoencoder(latent=8)"; either implies latent. cascade: the sizes of its stages, (16, 32),
-    between which the budget is divided equally; the run's model is a `Cascade`.
+    between which the budget is divided equally; the run's model is a `Cascade`. unclip=True trains a prior of
+    embeddings and a decoder of pictures, each on half of the budget; the run's model is an `UnCLIP`. embedding: what
+    embeds, an `Embedder` or its file, or the name of features; without unclip the prior alone is trained.
     Raises SfumatoError before training if anything is wrong with data, settings or folder, and before the second stage
     if the autoencoder reconstructs or spreads badly (`codes.check`). If the run is stopped by a command (`control`)
     or, in a single process, by a KeyboardInterrupt, it saves a checkpoint and raises Interrupted, a KeyboardInterrupt.
     An interrupt in the middle of a weight update falls back to the checkpoint before.
     """
     modules, how = tuple(modules), dict[str, Any](console=console, on_start=on_start)
-    if settings.get("init") is not None and (latent or autoencoder is not None or cascade is not None):
-        raise SfumatoError(
-            "A model that is trained further (init) keeps its autoencoder and its size: leave latent, autoencoder and "
-            "cascade out."
-        )
+    pair = unclip or embedding is not None
+    _require_one(settings, latent or autoencoder is not None, cascade is not None, pair)
+    if pair:
+        return _new_unclip(data, out, labels, modules, how, settings, unclip, embedding)
     if cascade is not None:
-        if latent or autoencoder is not None:
-            raise SfumatoError("The stages of a cascade are models of pictures: leave latent and autoencoder out.")
         return _new_cascade(data, out, labels, modules, how, {**settings, "cascade": cascade})
     if not latent and autoencoder is None:
         return single.train(data, out, labels, modules=modules, **how, **settings)
@@ -115,6 +122,8 @@ def resume(
     """
     path, modules, how = folder.existing(run), tuple(modules), dict[str, Any](console=console, on_start=on_start)
     place = path / AUTOENCODER
+    if (path / PRIOR).is_dir():
+        return _resumed_unclip(path, data, labels, modules, how, changed, changes)
     if any(path.glob(SIZE.format("*"))):
         return _resumed_cascade(path, data, labels, modules, how, changed, changes)
     if folder.found(path) or not place.is_dir():
@@ -134,15 +143,36 @@ def chosen_file(path: Path) -> str:
     return str(path / AUTOENCODER)
 
 
+def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bool) -> None:
+    """Raise SfumatoError for two ways to train in stages, and for one of them with a model that is trained further."""
+    if settings.get("init") is not None and (latent or cascade or pair):
+        raise SfumatoError(
+            "A model that is trained further (init) keeps its autoencoder, size and embedding: leave latent, "
+            "autoencoder and cascade out, and unclip and embedding."
+        )
+    if latent + cascade + pair > 1:
+        raise SfumatoError(
+            "The stages of a cascade, or of an unCLIP pair, are models of pictures: leave latent and autoencoder out, "
+            "and take cascade or unclip."
+        )
+
+
 def _is_file(word: str) -> bool:
     """Whether the setting autoencoder is a place, not a network."""
     return not registry.known("network", registry.bare(word))
 
 
-def _begun(chosen: TrainConfig, autoencoder: Any) -> Path:
-    """The folder of a new run with its settings, and with the autoencoder that is given."""
-    name = f"{Path(chosen.data).stem or 'data'}-{'latent' if chosen.cascade is None else 'cascade'}"
-    with folder.new(chosen.out, name) as path:
+def _begun(chosen: TrainConfig, autoencoder: Any, embedder: Embedder | None = None) -> Path:
+    """The folder of a new run with its settings, and with the autoencoder or embedder that is given."""
+    kind = "unclip" if embedder is not None else "latent" if chosen.cascade is None else "cascade"
+    with folder.new(chosen.out, f"{Path(chosen.data).stem or 'data'}-{kind}") as path:
+        if embedder is not None:
+            place = path / embeddings.EMBEDDING
+            place.mkdir(exist_ok=True)
+            serialization.save(embedder, place / serialization.FILE)
+            chosen = chosen.replace(embedding=str(place))
+            if chosen.unclip:  # by which a run to resume is known
+                (path / PRIOR).mkdir(exist_ok=True)
         place = path / AUTOENCODER
         if isinstance(autoencoder, Codec):
             place.mkdir(exist_ok=True)
@@ -212,6 +242,53 @@ def _cascade(
     return _written(path, single.train(data, path, labels, modules=modules, **how, **last))
 
 
+def _new_unclip(
+    data: Any, out: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any], unclip: bool,
+    embedding: Any,
+) -> Run:  # fmt: skip
+    words, _ = separate(settings, modules)
+    with joined(device_of(settings.get("device", "auto"))) as world:
+        chosen, kept = single.in_words(data, out, labels, {**words, "unclip": unclip})
+        make = lambda: embeddings.embedder(single.opened(data, kept, chosen), embedding, chosen.holdout)  # noqa: E731
+        path = world.broadcast_result(lambda: _begun(chosen, None, make()))
+    chosen = chosen.replace(embedding=str(path / embeddings.EMBEDDING))
+    if unclip:
+        return _unclip(path, chosen, data, labels, modules, how, settings)
+    return single.train(data, path, labels, modules=modules, **how, **settings, embedding=chosen.embedding)
+
+
+def _resumed_unclip(
+    path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changed: bool, changes: dict[str, Any]
+) -> Run:
+    if folder.found(path):
+        return _paired(path, single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes))
+    chosen = from_yaml(str(path / "config.yaml")).replace(embedding=str(path / embeddings.EMBEDDING))
+    rest = {name: value for name, value in chosen.to_dict().items() if name not in _OURS}
+    data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
+    return _unclip(path, chosen, data, labels, modules, how, {**rest, **changes})
+
+
+def _unclip(
+    path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
+) -> Run:
+    """Train what is not yet trained of an unCLIP pair, and write it."""
+    settings = {**settings, "embedding": chosen.embedding, **_budget(chosen, 0.5)}
+    place = path / PRIOR
+    if not folder.found(place):
+        size = chosen.net if chosen.net in nets.SIZES else "auto"  # a network by name is the decoder's
+        own = {**settings, "net": size, "normalise": "auto"}
+        _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
+    elif not _complete(place):
+        _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
+    return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
+
+
+def _paired(path: Path, run: Run) -> Run:
+    """The run with both models and the embedder as its model, which its file holds from now on."""
+    place = path / embeddings.EMBEDDING
+    return _whole(path, run, UnCLIP(serialization.load(path / PRIOR), run.denoiser, embeddings.loaded(place)))
+
+
 def _augmentation(size: int) -> str:
     """Large pictures are enlarged from blurred ones, since noise hides little of them."""
     return "blur" if size >= BLURRED else "noise"
@@ -231,6 +308,11 @@ def _written(path: Path, run: Run) -> Run:
     for at, size in enumerate(sizes):
         stage = run.denoiser if size == sizes[-1] else serialization.load(path / SIZE.format(size))
         model = Cascade(model, stage, size // sizes[at - 1], _augmentation(size)) if at else stage
+    return _whole(path, run, model)
+
+
+def _whole(path: Path, run: Run, model: Any) -> Run:
+    """The run with a model of all stages, which its file holds from now on."""
     model.provenance = run.denoiser.provenance
     if leads():
         serialization.save(model, path / serialization.FILE)

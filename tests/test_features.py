@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import sfumato as sf
+from sfumato.features import applied, build, identity, usual
 from sfumato.metrics import Convolutions
-from sfumato.metrics.features import applied, build, identity, usual
 
 
 def pictures(n: int = 6, channels: int = 3) -> torch.Tensor:
@@ -32,7 +32,7 @@ def test_filters_see_no_constant():
 def test_batches_do_not_matter(monkeypatch):
     made = Convolutions((3, 8, 9))
     whole = applied(made, pictures())
-    monkeypatch.setattr("sfumato.metrics.features._BATCH", 4)
+    monkeypatch.setattr("sfumato.features._BATCH", 4)
     assert torch.allclose(applied(made, pictures()), whole, rtol=1e-6)
 
 
