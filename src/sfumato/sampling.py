@@ -105,12 +105,11 @@ def sample(
     data were another kind of frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
     empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). Other
     arguments: see `trajectory`; guidance: `sf.guide`; samples that depend little on the steps: `solvers.Brownian`.
-    Of sequences of several lengths they are a list of arrays, each as long as `length` says, one number or one each,
-    or as drawn from the lengths of the training; normalised, they are NaN beyond their ends.
-    Only samples of `sf.differentiable(model)` carry gradients; these are not rounded to integers or clipped to bounds.
-    stages: return those of all stages of a `Cascade` or `UnCLIP`, whose first low_resolution= or embedding= replaces.
-    world=sf.joined(): share the work between processes, which must all make this call and all get every sample, equal
-    to those of a single process up to rounding.
+    Of sequences of several lengths they are a list of arrays, as long as `length` says (one number or one each) or as
+    drawn from those of the training (normalised: NaN beyond). Only those of `sf.differentiable(model)` have gradients,
+    and are neither rounded nor clipped. stages: return those of all stages of a `Cascade` or `UnCLIP`, whose first
+    low_resolution= or embedding= replaces. world=sf.joined(): share the work between processes, which must all make
+    this call and all get every sample, equal to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
     if isinstance(model, Staged | CouplingFlow):

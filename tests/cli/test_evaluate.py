@@ -72,5 +72,6 @@ def test_mistakes(run, refused):
     assert "give --reference DATA" in refused("evaluate", run.path / "model.safetensors")
     assert "two halves of 60 need 120" in refused("evaluate", run.path, "-n", 60)
     assert "take kid" in refused("evaluate", run.path, "-n", 30, "--metric", "fd", "--steps", 2)
-    assert "no set of features 'inception'" in refused("evaluate", run.path, "--features", "inception")
+    assert "no set of features 'dino'" in refused("evaluate", run.path, "--features", "dino")
+    assert "needs the argument 'weights'" in refused("evaluate", run.path, "--features", "inception")
     assert "end it in .png, .svg, .pdf" in refused("evaluate", run.path, "--sweep", "steps=2", "-o", "sweep.txt")

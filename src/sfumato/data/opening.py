@@ -65,9 +65,8 @@ def open(
         t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only. name: of the source.
-    conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds that should not be
-        guessed from the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its
-        format.
+    conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds not to be guessed from
+        the values, or "ignore" to leave a column out; or the spec of a model, to read the data in its format.
     split: "train", "val" or "test", where folders, files, arrays or rows are named after one; by default train.
     key: the name of the array (of an .npz or a dict), of the column (of a table) or of the picture (of a pair such as
         0001.input.png and 0001.target.png) that is to be learned, where the names and shapes should not decide.
