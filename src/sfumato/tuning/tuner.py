@@ -61,7 +61,7 @@ def tune(
     to fit; half as many more are held out (with noise, as many). By default 65,536 numbers in all, at least 64 (with
     noise 128) and at most 4,096 points. rounds: most rounds of the fit, each about ten runs of the plan. guidance,
     interval and conditions: as for `sample`; a condition may have several values, which the points use in turn, and by
-    default a model with classes uses all of them. If t_start < 1, the fine solve leads there. progress: after each round.
+    default a model with classes uses all of them. If t_start < 1, the fine solve leads there. progress: per round.
 
     Of masked symbols the plan is how many to reveal at each call (`masks`), from `points` samples, by default 64.
 
