@@ -99,6 +99,8 @@ def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: P
         there = sf.sample(sf.guide(teacher, w or 1.0), 256, label="left", normalised=True)
         near = (sf.sample(student, 256, normalised=True, **asked) - there).square().mean().sqrt()
         assert float(near / there.std()) < 0.5, w
+    plain = sf.sample(student, 4, label="left")
+    assert torch.equal(plain, sf.sample(student, 4, label="left", scale=1.0))
     with pytest.raises(sf.SfumatoError, match="leave data out"):
         sf.distill(teacher, tmp_path / "other", torch.randn(40, 2), guidance=(1, 3), **SHORT)
 

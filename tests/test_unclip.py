@@ -186,6 +186,7 @@ def test_variations_and_the_way_between_two_pictures(whole) -> None:
     assert way.shape == (3, 1, 3, 8, 8)
     for at, embedding in ((0, e[:1]), (1, sf.slerp(e[:1], e[1:], 0.5)), (2, e[1:])):
         assert torch.equal(way[at], sf.sample(model, 1, 3, embedding=embedding))  # of the same noise
+    assert torch.equal(sf.interpolate(model, x[:1], x[1:2], 0.5, steps=3), way[1:2])
     with pytest.raises(SfumatoError, match="unCLIP pair"):
         sf.variations(model.decoder, x[0])
 
@@ -222,7 +223,7 @@ def test_a_prior_alone_takes_an_embedder_that_is_given(whole, tmp_path) -> None:
              **{**HOW, "net": "tiny", "steps": 1})  # fmt: skip
     for changes, said in (
         ({"embedding": "convolution"}, "did you mean 'convolutions'"),
-        ({"unclip": True, "latent": True}, "leave latent and autoencoder out"),
+        ({"unclip": True, "latent": True}, "take one of latent"),
         ({"unclip": True, "init": whole.path}, "unclip and embedding"),
         ({"embedding": whole.path / "prior"}, "holds a Denoiser"),
     ):

@@ -119,12 +119,13 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
 
 
 @default_cpu()
-def interpolate(model: Any, a: Any, b: Any, shares: Sequence[float], **how: Any) -> Tensor:
+def interpolate(model: Any, a: Any, b: Any, shares: float | Sequence[float], **how: Any) -> Tensor:
     """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units.
 
     `how` is passed to `encode` and `decode`: steps, label, ... Of an `UnCLIP` pair the way is that of the embeddings,
     each decoded from the same noise, and `how` is passed to `sample`. Source of that: 2204.06125, Sec. 3.2.
     """
+    shares = [shares] if isinstance(shares, int | float) else shares
     if isinstance(model, UnCLIP):
         start, end = (model.embed(x) for x in (a, b))
         how |= {"index": range(len(start))}

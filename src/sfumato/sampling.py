@@ -22,6 +22,7 @@ from sfumato.data import frames
 from sfumato.data.lengths import Lengths, beyond
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
+from sfumato.guidance import SCALE
 from sfumato.machine import default_cpu, in_parts
 from sfumato.model import Model, usable
 from sfumato.noise import PRIOR, STEP, Noise
@@ -163,8 +164,12 @@ class _Ends(NamedTuple):
 
 
 def _of_condition(model: Any, length: Any, cond: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """(the length, the conditions), of which one may be called length where samples have one length."""
-    if "length" not in (declared(model) or {}) or getattr(model.spec, "lengths", None) is not None:
+    """(the length, the conditions), of which one may be called length where samples have one length. The scale of a
+    student that hears a range of guidance is 1 unless it is given."""
+    known = declared(model) or {}
+    if SCALE in known and getattr(model, "two_times", False) and SCALE not in unfolded(cond):
+        cond = {**cond, SCALE: 1.0}
+    if "length" not in known or getattr(model.spec, "lengths", None) is not None:
         return length, cond
     return None, cond if length is None else {**cond, "length": length}
 

@@ -219,7 +219,7 @@ def test_an_unclip_pair_is_sampled_as_in_python(call, captioned) -> None:
         (["sample", captioned / "cascade" / "size_4", "--variations", captioned / "one.npy"], "take --from"),
         (["likelihood", run, captioned / "data.npz"], "stages[0]"),
         (["plan", captioned / "data.npz", "--unclip"], "in two stages"),
-        (["train", captioned / "data.npz", "--unclip", "--cascade", "4,8"], "take cascade or unclip"),
+        (["train", captioned / "data.npz", "--unclip", "--cascade", "4,8"], "take one of latent"),
     ):
         status, _, heard = call(*words)
         assert status == 2 and why in heard, (words, heard)

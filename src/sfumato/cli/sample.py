@@ -22,7 +22,7 @@ from sfumato.data import DataSpec
 from sfumato.diagnostics.examples import default_guidance
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, counted, whole
-from sfumato.guidance import Scale
+from sfumato.guidance import SCALE, Scale
 from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.progress import counting
@@ -180,7 +180,7 @@ def _say_choices(
         what = "FILE" if isinstance(spec.conditions[left[0]], Field) else "VALUE"
         sets = '--caption "TEXT"' if isinstance(spec.conditions[left[0]], Text) else f"--condition {left[0]}={what}"
         note(f"Sampled without a value for {', '.join(left)}: {sets} sets one.")
-    if given and scale is None:
+    if given and scale is None and SCALE not in given:  # a student of a range of guidance has it as a condition
         note("Not guided; --guidance sets a scale.")
     if scale is not None and options.guidance is None:
         each = scale.items() if isinstance(scale, Mapping) else ()

@@ -263,10 +263,10 @@ def commands(
     number, out = {"image": (64, "samples.png"), "text": (4, "samples.txt"), "table": (1000, "samples.csv")}.get(
         kind, (64, "samples.npz")
     )
-    raw = " --weights raw" if best_weights(found) == "raw" and model.get("raw", True) else ""  # a cascade has none
-    lines = [
-        f"sfumato sample {where} -n {number}{examples.flags(model['spec'], settings['guidance'])}{raw} -o {out}{own}"
-    ]
+    staged = settings.get("cascade") or settings.get("unclip")  # whose file keeps one set of weights
+    raw = " --weights raw" if best_weights(found) == "raw" and model.get("raw", True) and not staged else ""
+    flags = "" if settings.get("unclip") else examples.flags(model["spec"], settings["guidance"])
+    lines = [f"sfumato sample {where} -n {number}{flags}{raw} -o {out}{own}"]
     if (found.get("quarter") or {}).get("trend") == "improving":
         name = "steps" if settings["steps"] else "minutes"
         lines.append(f"sfumato resume {where} --{name} {settings[name] * 2:.12g}{own}")

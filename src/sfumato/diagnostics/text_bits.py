@@ -52,6 +52,8 @@ def text_bits(model: Any, source: Source, train: Tensor, held: Tensor, windows: 
         raise SfumatoError(f"{source.name} is no text.")
     known, unseen = (_symbols(source.x[rows], text.size) for rows in (train, held))
     characters = len(text.decode(unseen.tolist()))
+    if not characters:
+        raise SfumatoError("The texts that are held out are empty.")
     each = characters / max(1, len(unseen))  # characters a symbol
     rows = held[noise.permutation(seed, 0, len(held))[:windows]].sort().values
     x = source.x[rows]

@@ -152,8 +152,7 @@ def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bo
         )
     if latent + cascade + pair > 1:
         raise SfumatoError(
-            "The stages of a cascade, or of an unCLIP pair, are models of pictures: leave latent and autoencoder out, "
-            "and take cascade or unclip."
+            "A model is trained in one kind of stages: take one of latent (with its autoencoder), cascade and unclip."
         )
 
 
