@@ -22,6 +22,7 @@ from disk_faults import facts, same
 from sfumato import files, folder, serialization
 from sfumato.errors import SfumatoError
 from sfumato.solver_selection import make_plan
+from sfumato.training import checkpoint
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
 from sfumato.training.session import Hook
@@ -197,6 +198,13 @@ def test_a_run_without_a_checkpoint_is_begun_again(tmp_path, whole):
     assert not list(out.rglob("*.tmp"))
     with pytest.raises(SfumatoError, match="already holds a run"):
         train(out)
+
+
+def test_a_run_that_stopped_in_its_first_stage_is_resumed(tmp_path):
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior" / "config.yaml").write_text("batch: 8\n")
+    with pytest.raises(SfumatoError, match=f"sfumato resume {tmp_path} ends its first stage"):
+        checkpoint.weights(tmp_path)
 
 
 @pytest.mark.parametrize("missing", [("report.html",), ("report.json", "report.html"), ("model.safetensors",)])

@@ -114,5 +114,10 @@ def latest(run: Path) -> tuple[dict[str, Any], Mapping[str, Tensor], list[str]]:
         return contract, tensors, notes
     if paths:
         raise SfumatoError(f"{run} holds no checkpoint that can be read: {notes[0].removeprefix('Skipped: ')}")
-    again = f"train into it again, sfumato train DATA --out {run}"
+    begun = any(Path(run).glob("*/config.yaml"))  # an earlier stage of a latent model, a cascade or an unCLIP pair
+    again = (
+        f"sfumato resume {run} ends its first stage"
+        if begun
+        else f"train into it again, sfumato train DATA --out {run}"
+    )
     raise SfumatoError(f"{run} holds no checkpoint to resume from: {again}.")
