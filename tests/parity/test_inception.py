@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from inception_cases import weights as random_weights
 from sfumato.features import applied, build
 from sfumato.metrics import FD
-from sfumato.nets import inception
 
 pytestmark = pytest.mark.parity
 
@@ -15,19 +15,7 @@ pytestmark = pytest.mark.parity
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
     """Random weights that keep the size of what passes through, and a classifier of 1,008 classes."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        state = inception.Inception().state_dict()
-    found = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
-    for name, value in state.items():
-        drawn = torch.randn(value.shape, generator=generator)
-        if name.endswith("conv.weight"):
-            found[name] = drawn * (2 / value[0].numel()) ** 0.5
-        elif name.endswith(("bn.weight", "running_var")):
-            found[name] = 1 + 0.1 * drawn.abs()
-        else:
-            found[name] = 0.1 * drawn if value.is_floating_point() else torch.tensor(1)
-    return found
+    return {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008), **random_weights()}
 
 
 def pictures(n: int, side: int) -> Tensor:
