@@ -101,8 +101,8 @@ def drawn(
     told = {}
     if not getattr(model, "two_times", False):
         model = sf.guide(model, guidance, args.interval)
-    elif "scale" in model.spec.conditions:
-        told = {"scale": guidance}
+    elif "guidance_scale" in model.spec.conditions:
+        told = {"guidance_scale": guidance}
     options = {"steps": steps, "seed": args.seed}
     start = time.perf_counter()
     sf.sample(model, 100, label=np.arange(10).repeat(10).tolist(), **told, **options)

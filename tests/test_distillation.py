@@ -87,20 +87,20 @@ def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: P
     """Its data have a column of scales; its samples follow the guided teacher at each, and without one the plain."""
     words = {**SHORT, "samples": 512, "batch": 64}
     run = sf.distill(teacher, tmp_path / "student", steps=200, guidance=(1, 3), calls=(2, 1), **words)
-    scale = np.load(run.path / "teacher_samples.npz")["scale"]
+    scale = np.load(run.path / "teacher_samples.npz")["guidance_scale"]
     assert 1 <= scale.min() < 1.1 and 2.9 < scale.max() <= 3 and abs(scale.mean() - 2) < 0.02
     student = sf.load(run.path)
-    assert set(student.spec.conditions) == {"label", "scale"}
+    assert set(student.spec.conditions) == {"label", "guidance_scale"}
     kept = json.loads((run.path / "ladder.json").read_text())
     rungs = {(rung["calls"], rung["how"]): rung["rms"] for rung in kept["rungs"]}
     assert rungs[1, "student"] < 0.5 * rungs[1, "default"] and kept["advice"].endswith("of 1, 2, 3 in turn.")
     for w in (1.0, 2.0, 3.0, None):
-        asked = {"label": "left"} if w is None else {"label": "left", "scale": w}
+        asked = {"label": "left"} if w is None else {"label": "left", "guidance_scale": w}
         there = sf.sample(sf.guide(teacher, w or 1.0), 256, label="left", normalised=True)
         near = (sf.sample(student, 256, normalised=True, **asked) - there).square().mean().sqrt()
         assert float(near / there.std()) < 0.5, w
     plain = sf.sample(student, 4, label="left")
-    assert torch.equal(plain, sf.sample(student, 4, label="left", scale=1.0))
+    assert torch.equal(plain, sf.sample(student, 4, label="left", guidance_scale=1.0))
     with pytest.raises(sf.SfumatoError, match="leave data out"):
         sf.distill(teacher, tmp_path / "other", torch.randn(40, 2), guidance=(1, 3), **SHORT)
 

@@ -63,7 +63,7 @@ def distill(
     method: the name of a loss (`objectives.flow_maps`); "auto" is the one that comes nearest to the teacher in equal
     time. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's guidance
     and its levels of logsnr, which the student then has for good, at no second call; or a range of scales, (1, 4), of
-    which it hears one as its condition `scale`, `sf.sample(student, label="cat", scale=2.5)`. settings: those of
+    which it hears one as its condition, `sf.sample(student, label="cat", guidance_scale=2.5)`. settings: those of
     `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps

@@ -50,7 +50,7 @@ def test_a_range_of_guidance_is_a_flag_of_samples(call, workplace):
     status, out, err = call("sample", "few", "-n", "3", "--guidance", "3", "-o", "x.npy", "--json")
     assert status == 0, err
     facts = json.loads(out.splitlines()[-1])["manifest"]
-    assert facts["conditions"] == {"scale": "3"} and "guidance" not in facts
+    assert facts["conditions"] == {"guidance_scale": "3"} and "guidance" not in facts
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,15 @@ def test_each_row_is_guided_by_its_own_scale() -> None:
         (GuidedByCondition(model), plain),
         (GuidedByCondition(model, known), known.encode(SCALES, 6)),
     ):
-        found = guided(z, t, label=LABEL, scale=scale).x
+        found = guided(z, t, label=LABEL, guidance_scale=scale).x
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     conditional = model(z, t, label=LABEL).x
     absent = Given(plain.values, torch.zeros(6, dtype=torch.bool)).masked()
     within = GuidedByCondition(model, interval=(50.0, 60.0))  # no level is inside
     for found in (
-        GuidedByCondition(model)(z, t, label=LABEL, scale=absent),
+        GuidedByCondition(model)(z, t, label=LABEL, guidance_scale=absent),
         GuidedByCondition(model)(z, t, label=LABEL),
-        within(z, t, label=LABEL, scale=plain),
+        within(z, t, label=LABEL, guidance_scale=plain),
     ):
         torch.testing.assert_close(found.x, conditional, rtol=0, atol=1e-12)
 
@@ -73,8 +73,10 @@ class ShiftedMap:
     def __init__(self, model: Shifted, off: float = 0.0) -> None:
         self.model, self.process, self.off = model, model.process, off
 
-    def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, label: Any, scale: Given) -> torch.Tensor:
-        m = (scale.values + self.off)[:, None] * self.model.means[label]
+    def mean(
+        self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, label: Any, guidance_scale: Given
+    ) -> torch.Tensor:
+        m = (guidance_scale.values + self.off)[:, None] * self.model.means[label]
         (a, b), (c, d) = ([k.expand(len(z))[:, None] for k in self.process.schedule(each)] for each in (t, s))
         v = self.model.v
         end = c * m + (z - a * m) * ((c**2 * v + d**2) / (a**2 * v + b**2)).sqrt()
@@ -92,7 +94,7 @@ def test_the_exact_map_at_every_scale_is_the_fixed_point(schedule: str) -> None:
     model = Shifted(sf.Gaussian(schedule))
     teacher: Any = GuidedByCondition(model)
     n = 24
-    cond = Conditions({"label": torch.arange(n) % 3, "scale": Given.of(torch.linspace(1, 4, n, dtype=F64))})
+    cond = Conditions({"label": torch.arange(n) % 3, "guidance_scale": Given.of(torch.linspace(1, 4, n, dtype=F64))})
     x = (torch.linspace(1, 4, n, dtype=F64)[:, None] * Shifted.means[torch.arange(n) % 3]) + 0.5
     u = (torch.arange(n, dtype=F64) + 0.5) / n
     batch = SimpleNamespace(x=x, cond=cond, index=torch.arange(n), u=u)
@@ -108,7 +110,7 @@ def test_the_exact_map_at_every_scale_is_the_fixed_point(schedule: str) -> None:
         assert float(loss.losses(exact, batch).max()) < tolerance < 1e-3 < float(loss.losses(wrong, batch).mean())
     for kind in (DistributionMatching, ScoreIdentity):  # the player of exact samples is the guided teacher itself
         law = kind(teacher)
-        law.fake = lambda z, m, until, label, scale: teacher(z, m, label=label, scale=scale)
+        law.fake = lambda z, m, until, **cond: teacher(z, m, **cond)
         law.fake.process = model.process
         assert float(law.losses(exact, batch).abs().max()) < 1e-12
 
@@ -119,8 +121,8 @@ def test_a_teacher_of_a_range_declares_its_scale() -> None:
     net = sf.nets.MLP(2, 8, 1, classes=2)
     model = sf.Denoiser(net, sf.Gaussian("flow"), spec=spec)
     teacher = GuidedByCondition.of_range(model, (1.0, 4.0))
-    known = teacher.spec.conditions["scale"]
-    assert set(teacher.spec.conditions) == {"label", "scale"} and (known.low, known.high) == ((1.0,), (4.0,))
+    known = teacher.spec.conditions["guidance_scale"]
+    assert set(teacher.spec.conditions) == {"label", "guidance_scale"} and (known.low, known.high) == ((1.0,), (4.0,))
     assert set(spec.conditions) == {"label"}, "the model's own contract is as it was"
     with pytest.raises(sf.SfumatoError, match="does not hear"):
         teacher.encoded_by(spec)

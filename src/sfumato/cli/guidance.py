@@ -63,7 +63,7 @@ def _guided(options: Any, model: Any, scale: Scale | None, negative: Any, thresh
 
 
 def heard(options: Any, model: Any) -> Any:
-    """The options for a student that hears its scale of guidance: --guidance is then its condition `scale`."""
+    """The options for a student that hears its scale of guidance: --guidance is then its condition."""
     if options.guidance is None or not getattr(model, "two_times", False) or SCALE not in (declared(model) or {}):
         return options
     given = [*options.condition, (SCALE, f"{options.guidance:g}")]

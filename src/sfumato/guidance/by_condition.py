@@ -16,7 +16,7 @@ from sfumato.guidance.guided import LARGEST_SCALE, Guided
 from sfumato.model import Model
 from sfumato.schedule import Time, as_time
 
-SCALE = "scale"
+SCALE = "guidance_scale"  # of a student of a range; data of users may have a condition called scale
 
 
 class GuidedByCondition(Guided):

@@ -29,7 +29,7 @@ from sfumato.belief import broadcast
 from sfumato.compose import Rescheduled
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
-from sfumato.guidance import SCALE, GuidedByCondition
+from sfumato.guidance import GuidedByCondition
 from sfumato.model import Model
 from sfumato.process.gaussian import require_numbers
 from sfumato.schedule import Schedule
@@ -84,7 +84,7 @@ class GuidedTeacher(Teacher):
     its normalised values are; None: they are the scales. Source: Meng et al. 2023 (2210.03142), Eq. 3.
     """
 
-    def __init__(self, model: Model, name: str = SCALE, known: Any = None) -> None:
+    def __init__(self, model: Model, name: str = "scale", known: Any = None) -> None:
         super().__init__(GuidedByCondition(model, known, name))
         self.name = name
 
