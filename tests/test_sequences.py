@@ -197,15 +197,15 @@ def test_lists_of_arrays_are_padded_in_any_layout():
         back = spec.lengths.cut(spec.denormalise(spec.normalise(made).nan_to_num()), ends(source.x))
         assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(back, made, strict=True))
     assert data.open([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0])] * 9).shape == (1, 3)
-    whole = data.open([np.arange(3, dtype=np.int16), np.arange(5, dtype=np.int16)] * 9)
-    assert whole.x.dtype == torch.float32 and "Whole numbers were read as float32." in whole.notes
     assert data.open({"x": walks(20), "site": ["a", "b"] * 10}).classes == []
     holes = walks(40, 3)
     for one in holes[::2]:
         one[0, 1] = np.nan
     share = data.open(holes).missing
     assert share[1] == pytest.approx(20 / sum(map(len, holes))) and share[0] == share[2] == 0
-    refused("ragged", lambda: data.open([np.zeros((2, 3)), np.zeros((3, 4))]))
+    refused("the same channels", lambda: data.open([np.zeros((2, 3)), np.zeros((3, 4))]))
+    refused("entries of several shapes, .*number 1", lambda: data.open([np.zeros(3), np.zeros((3, 4))]))
+    assert data.open([[1.0, None, 2.0], [3.0, 1.0]] * 9).missing == (pytest.approx(0.2),)  # null in lines of JSON
     refused("without a step, number 1", lambda: data.open([np.zeros(3), np.zeros(0)]))
     refused("without a value, number 1", lambda: data.open([np.zeros(3), np.full(2, np.nan)]))
     refused("laid out as LC", lambda: spec_of(walks(20, 3)).normalise([np.zeros((2, 4))]))
@@ -296,8 +296,19 @@ def test_from_files_to_files(tmp_path, capsys):
     expected = sf.sample(sf.load(run), 5, steps=2)
     assert all(np.allclose(one, two, atol=1e-5) for one, two in zip(found, expected, strict=True))
     assert {one.shape[1] for one in found} == {2} and found[0].dtype == np.float32
-    assert data.open(drawn).layout in ("LC", "")
+    same(data.open(drawn), found)
     assert main([*sample, "--length", "4", "-o", f"{tmp_path}/made/"]) == 0
+    equal = tmp_path / "equal.npz"
+    assert main([*sample, "--length", "4", "-o", str(equal)]) == 0
+    again = [one for key, one in np.load(equal).items() if key != "manifest"]
+    assert [one.shape for one in again] == [(4, 2)] * 5 and data.open(equal).layout == "LC"
+    same(data.open(equal), again)  # a file says how its sequences lie, though all are as long
+    same(data.open(tmp_path / "made", conditions=sf.load(run).spec), again)  # and so does the model
+    assert main(["inspect", str(equal), "-o", str(tmp_path / "look.png")]) == 0
+    assert "5 sequences of 4 steps of 2 channels" in capsys.readouterr().out
+    assert main(["train", str(equal), "-o", str(tmp_path / "next"), *train, "--steps", "2"]) == 0
+    assert main(["sample", run, "--steps", "2", "--length", "3,9,5", "-o", str(tmp_path / "each.npz")]) == 0
+    assert [len(one) for key, one in np.load(tmp_path / "each.npz").items() if key != "manifest"] == [3, 9, 5]
     files = sorted((tmp_path / "made").iterdir())
     assert [np.load(path).shape for path in files] == [(4, 2)] * 5
     assert main([*sample, "-o", str(tmp_path / "made.png")]) == 0
@@ -305,11 +316,14 @@ def test_from_files_to_files(tmp_path, capsys):
     assert main([*sample, "-o", str(tmp_path / "made.parquet")]) == 0
     lists = parquet.read_table(tmp_path / "made.parquet")["x"].to_pylist()
     assert all(np.allclose(one, two, atol=1e-5) for one, two in zip(lists, expected, strict=True))
+    assert main([*sample, "--length", "4", "-o", str(tmp_path / "equal.parquet")]) == 0
+    same(data.open(tmp_path / "equal.parquet"), again)
     capsys.readouterr()
     for more, why in (
         (["--length", "10", "-o", str(drawn)], "the longest sequence of the training has 9 steps"),
         (["-o", str(tmp_path / "a.npy")], "has no known kind"),
         (["-o", str(tmp_path / "a.h5")], "holds samples of one shape, and these end where they do"),
+        (["--length", "3,4", "-o", str(drawn)], "--length has 2 numbers, and -n is 5"),
         (["--prompt", "a", "-o", str(drawn)], "--prompt is for models of text"),
     ):
         assert main([*sample, *more]) == 2 and why in capsys.readouterr().err
@@ -338,6 +352,27 @@ def test_the_tools_of_a_run_take_sequences(tmp_path):
     refused(
         "which only the denoising loss", lambda: sf.train(made, tmp_path / "b", loss="score-matching", steps=2, **SMALL)
     )
+
+
+def test_whole_numbers_come_back_as_whole_numbers(tmp_path):
+    made = [np.random.default_rng(i).integers(0, 50, 3 + i % 4).astype(np.int16) for i in range(40)]
+    source = data.open(made)
+    assert source.dtype == "int16" and source.x.dtype == torch.float32
+    assert data.open([np.arange(3), np.arange(4, dtype=np.uint8)] * 9).dtype == "int64"
+    assert data.open([np.arange(3), np.ones(4, np.float32)] * 9).dtype == "float64"
+    spec = DataSpec.fit(source)
+    spec.check(made, whole=False)
+    refused("fractions", lambda: spec.check([one + 0.5 for one in made], whole=False))
+    run = sf.train(made, tmp_path / "run", net="SetTransformer(width=16, depth=1)", steps=2, **SMALL)
+    found = sf.sample(run.denoiser, 3, steps=2, length=[2, 5, 6])
+    assert [(one.dtype, len(one)) for one in found] == [(torch.int16, 2), (torch.int16, 5), (torch.int16, 6)]
+    known = sf.load(tmp_path / "run").spec
+    assert known == run.denoiser.spec and torch.allclose(known.together(made), source.x.double(), equal_nan=True)
+    classes = {"x": made, "label": ["cold", "warm"] * 20}
+    run = sf.train(classes, tmp_path / "of", net="SetTransformer(width=16, depth=1)", steps=2, **SMALL)
+    assert main(["sample", str(tmp_path / "of"), "-n", "6", "--steps", "2", "-o", str(tmp_path / "a.npz")]) == 0
+    again = data.open(tmp_path / "a.npz")
+    assert again.classes == ["cold", "warm"] and again.dtype == "int16" and again.layout == "L"
 
 
 @pytest.mark.slow

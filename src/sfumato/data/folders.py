@@ -16,6 +16,7 @@ from .formats import Size
 from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
 from .kinds import CLASS_NAMES, TEXT_NAMES, columns, few, not_used, with_label
 from .labels import label_column
+from .lengths import layout_in
 from .names import Asked, Pictures, class_names, listed, read_names
 from .rows import Samples, in_blocks
 from .source import LABEL, Source
@@ -132,18 +133,19 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
         kept = np.array(read.kept, dtype=np.int64)
         conditions = {name: found.take(kept) for name, found in conditions.items()}
         return _source(items, read.kept, read, name, conditions, [*chosen, str(roles), *unread], [], "row")
-    layout, identity = "", None
-    if len(roles.numbers) == 1 and (lists := read_lists(table, roles.numbers[0])):
+    layout, identity, whole = layout_in((table.schema.metadata or {}).get(b"sfumato", b"")) or asked.layout, None, ""
+    if len(roles.numbers) == 1 and (lists := read_lists(table, roles.numbers[0], layout)):
         x: Samples
-        x, layout, (first, *notes) = sequences.joined(lists, table.where)
+        x, layout, (first, *notes), whole = sequences.joined(lists, table.where, layout)
         kind = "array"
     else:
         x, kind, notes, identity = read_numbers(table, roles.numbers)
-        first = Source.headline(x)
+        first, layout = Source.headline(x), ""
     missing = arrays.missing_share(x, table.where, layout)
     arrays.require_unfilled(x, table.where)
     notes = [first, *chosen, str(roles), *notes, *unread]
-    return Source(x, kind, name, conditions, notes=notes, identity=identity, missing=missing, layout=layout)
+    made = {"notes": notes, "identity": identity, "missing": missing, "layout": layout, "whole": whole}
+    return Source(x, kind, name, conditions, **made)
 
 
 def _source(

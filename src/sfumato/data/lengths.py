@@ -8,6 +8,7 @@ whose steps have no order, are stored alike.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Lengths:
                     f"a sequence of shape {tuple(part.shape)} is given, and the model knows up to {shape[1]:,} steps "
                     f"of {counted(shape[0], 'channel')}, laid out as {self.layout}"
                 )
-        return stacked([part if part.is_floating_point() else part.float() for part in found], self.layout, shape[1])
+        return stacked([part if part.is_floating_point() else part.double() for part in found], self.layout, shape[1])
 
     def describe(self, channels: int) -> str:
         """sequences of 30 to 512 steps of 3 channels"""
@@ -128,6 +129,22 @@ def layout_of(shapes: Sequence[Sequence[int]]) -> str:
     if len(shapes[0]) == 1:
         return "L"
     return next((layout for layout, axis in (("LC", 1), ("CL", 0)) if len({shape[axis] for shape in shapes}) == 1), "")
+
+
+def fits_layout(shapes: Sequence[Sequence[int]], layout: str) -> bool:
+    """Whether arrays of these shapes are sequences in this layout, of one length or several; "" fits none."""
+    if not layout or any(len(shape) != len(layout) for shape in shapes):
+        return False
+    return "C" not in layout or len({shape[layout.index("C")] for shape in shapes}) == 1
+
+
+def layout_in(manifest: str | bytes) -> str:
+    """The layout of the sequences in a file of samples, as its manifest says (`cli.sample`); "" if it says none."""
+    try:
+        found = json.loads(manifest)["layout"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return found if found in LAYOUTS else ""
 
 
 def stacked(parts: Sequence[Tensor], layout: str, length: int | None = None) -> Tensor:

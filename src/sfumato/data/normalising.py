@@ -56,7 +56,7 @@ def fit(source: Source, indices: Tensor, figures: Statistics, whole: Statistics,
     if source.table is not None or source.text is not None:
         what = "text, which is symbols" if source.table is None else "a table, which normalises each column itself"
         raise SfumatoError(f"{source.name} is {what}: leave out --normalise {kind}")
-    if not source.x.dtype.is_floating_point:
+    if source.whole or not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers: --normalise {kind} is for floats, leave it out")
     low, high = torch.tensor(whole.low, dtype=torch.float64), torch.tensor(whole.high, dtype=torch.float64)
     if kind == "log" and not bool((low > 0).all()):
@@ -127,7 +127,7 @@ def chosen(source: Source, indices: Tensor, lowest: Callable[[], float]) -> str:
 
     s = (q99 + q01 - 2 q50) / (q99 - q01) is skewness by quantiles, 0.8 for exp N(0, 1) and 0.7 for waiting times.
     """
-    numbers = source.x.dtype.is_floating_point and source.table is None and source.text is None
+    numbers = source.x.dtype.is_floating_point and not source.whole and source.table is None and source.text is None
     if not numbers or len(indices) < LEAST["log"]:
         return "affine"
     q = _quantiles_at(source, indices, torch.tensor(_AT, dtype=torch.float64))

@@ -22,7 +22,8 @@ from .formats import Size
 from .images import IMAGE_SUFFIXES, together
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
-from .named_arrays import label_keys, pick
+from .named_arrays import label_keys, pick, spelt
+from .lengths import layout_in
 from .names import Asked, choose_split, split_of, split_of_file
 from .numpy_files import Archive
 from .picture import check_size, fit_cover
@@ -36,6 +37,7 @@ from .walk import Files, walk
 
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv", ".tsv")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MANIFEST = 1 << 24  # bytes
 HANDFUL = 16  # fewer samples than this are almost certainly a mistake
 
 
@@ -122,7 +124,8 @@ def _said(obj: Any, conditions: Any, asked: Asked) -> tuple[dict[str, str], Aske
         if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
             length = asked.length or conditions.shape[1]
             asked = asked._replace(length=length, tokens=conditions.text, whole=conditions.whole_texts)
-        asked = asked._replace(columns=conditions.table or False)
+        layout = "" if conditions.lengths is None else conditions.lengths.layout
+        asked = asked._replace(columns=conditions.table or False, layout=layout)
         conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
     if not isinstance(conditions, Mapping | None):
         raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
@@ -213,12 +216,17 @@ def _read_files(
 def _members(path: Path, asked: Asked) -> Source | None:
     """The sequences in a .npz file with an array for each; None for any other."""
     archive = Archive(path)
-    keys, others = sequences.members(archive.arrays)
+    own = archive.arrays.get("manifest", np.zeros(()))  # of a file that `sfumato sample` wrote
+    text = own.dtype.kind == "U" and own.ndim == 0 and own.nbytes <= _MANIFEST
+    layout = layout_in(str(archive.read(["manifest"])["manifest"])) if text else asked.layout
+    keys, others = sequences.members(archive.arrays, layout)
     if not keys:
         return None
+    others += [arrays.CLASSES] if arrays.CLASSES in archive.arrays and arrays.CLASSES not in others else []
     asked.require_unused(str(path))
     named = archive.read([*keys, *others])
-    found = _from_array([named[key] for key in keys], {key: named[key] for key in others}, str(path), path.stem)
+    parts, beside = [named[key] for key in keys], {key: named[key] for key in others}
+    found = _from_array(parts, beside, str(path), path.stem, layout)
     return _noted(found, ["Each array is a sequence (--key names one that holds all samples)."], [])
 
 
@@ -274,7 +282,7 @@ def _each_a_sample(root: Path, files: Sequence[Path], found: Files, asked: Asked
     parts = [arrays.read_npy(path) for path in files]
     if len({part.shape for part in parts}) > 1 and not sequences.found(parts):
         raise SfumatoError(_nothing(root, found))
-    source = _from_array(parts, {}, str(root), root.resolve().name)
+    source = _from_array(parts, {}, str(root), root.resolve().name, asked.layout)
     names = [path.relative_to(root).as_posix() for path in files]
     conditions, notes = conditions_of_files(root, names)
     source = replace(source, conditions=conditions, ids=names, groups=names)
@@ -359,13 +367,13 @@ def _from_object(obj: Any, asked: Asked) -> Source:
         asked.require_no_text("the dict")
         return _from_arrays(obj, "the dict", "array", asked)
     asked.require_unused("the array")
-    return _from_array(_stacked(obj), {}, "the array", "array")
+    return _from_array(_stacked(obj, asked.layout), {}, "the array", "array", asked.layout)
 
 
 def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) -> Source:
     """The samples among several arrays, with those beside them."""
     picked = pick(named, where, asked)
-    x = _stacked(picked.x)
+    x = _stacked(picked.x, asked.layout)
     for key, values in picked.beside.items() if where == "the dict" else ():
         if _has_axis(values) and _has_axis(x) and len(values) != len(x):
             raise SfumatoError(  # an error in the caller's dict, but only a note for a file
@@ -373,12 +381,13 @@ def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) 
                 f"{counted(len(x), 'sample')}: give one per sample, or "
                 "leave it out"
             )
-    return _noted(_from_array(x, picked.beside, f"{where}: {picked.name!r}", name), picked.notes, [])
+    found = _from_array(x, picked.beside, f"{where}: {picked.name!r}", name, asked.layout)
+    return _noted(found, picked.notes, [])
 
 
-def _stacked(x: Any) -> Any:
+def _stacked(x: Any, layout: str = "") -> Any:
     """Tensors in a list as one. Raises SfumatoError for what cannot be samples."""
-    if parts := sequences.found(x):
+    if parts := sequences.found(x, layout):
         return parts
     if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
         if len({item.shape for item in x}) > 1:
@@ -404,19 +413,20 @@ def _is_pair(obj: Any) -> bool:
     )
 
 
-def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> Source:
-    """beside: further arrays by name, which become conditions."""
+def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str, layout: str = "") -> Source:
+    """beside: further arrays by name, which become conditions. layout: of sequences that may all be as long."""
     limits.require_real(data, where)
-    layout = ""
     x: Samples
-    if parts := sequences.found(data):
-        x, layout, notes = sequences.joined(parts, where)
+    whole = ""
+    if parts := sequences.found(data, layout):
+        x, layout, notes, whole = sequences.joined(parts, where, layout)
         kind = "array"
     else:
         x, kind, notes = _arranged(data, where)
-        notes = [Source.headline(x), *notes]
+        notes, layout = [Source.headline(x), *notes], ""
     missing = arrays.missing_share(x, where, layout)
     arrays.require_unfilled(x, where)
+    beside = spelt(beside)
     label = next((beside[key] for key in label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
         raise SfumatoError(
@@ -424,7 +434,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
         )
     found, unread = columns(beside, len(x))
     conditions = with_label(found, label_keys(found))
-    return Source(x, kind, name, conditions, notes=[*notes, *unread], missing=missing, layout=layout)
+    return Source(x, kind, name, conditions, notes=[*notes, *unread], missing=missing, layout=layout, whole=whole)
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:

@@ -153,12 +153,12 @@ class DataSpec:
             normalise = normaliser_for(source, indices)
         whole = figures if normalise == "affine" else figures_of(source)
         normaliser = normalising.fit(source, indices, figures, whole, normalise)
-        bounds = source.bounds if source.bounds is not None else declared_bounds(source.x.dtype)
+        bounds = source.bounds if source.bounds is not None else declared_bounds(DTYPES[source.dtype])
         if bounds is None and normaliser.kind == "bounded" and len(set(normaliser.knots)) == 1:
             bounds = (normaliser.knots[0][0], normaliser.knots[0][1])
         return cls(
             shape=source.shape,
-            dtype=str(source.x.dtype).removeprefix("torch."),
+            dtype=source.dtype,
             kind=source.kind,
             bounds=bounds,
             conditions=conditions,
@@ -255,6 +255,7 @@ class DataSpec:
             raise SfumatoError(
                 f"the batch holds {counted(int(wrong.sum()), 'value that is', 'values that are')} NaN or infinite"
             )
+        fractions = self.discrete and bool((x[~x.isnan()] != x[~x.isnan()].round()).any())
         complete = ~x.isnan().flatten(1).any(1)
         x = torch.where(x.isnan(), torch.tensor(self.statistics.mean).view(-1, *(1,) * (x.ndim - 2)), x)
         low, high = float(x.min()), float(x.max())
@@ -263,7 +264,7 @@ class DataSpec:
                 f"values run from {low:g} to {high:g}, outside the declared {self._bounds_text()}: "
                 "give the data in the units of the training data"
             )
-        if self.discrete and bool((x != x.round()).any()):
+        if fractions:
             raise SfumatoError(
                 f"the training data are whole numbers ({self.dtype}, {self._bounds_text()}), but this batch has "
                 f"fractions between {low:g} and {high:g}: give it in the units of the training data, not rescaled"
