@@ -9,11 +9,13 @@ from torch import nn
 
 import sfumato as sf
 from sfumato import data, nets
+from sfumato.belief import Estimate
 from sfumato.cli import main
 from sfumato.conditions import MISSING, Conditions
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
 from sfumato.metrics.reference import Reference
+from sfumato.normaliser import Normaliser
 from sfumato.objectives.denoising import denoising_loss
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
@@ -85,6 +87,40 @@ def test_the_loss_is_that_of_present_values():
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
+class Gauss:
+    """E[x | the present part of z] of this Gaussian, of noise alone where values are missing."""
+
+    def __init__(self, spec):
+        self.spec, self.process, self.shape, self.heard = spec, Gaussian(Flow(), "x"), (3,), []
+
+    def __call__(self, z, t, **cond):
+        here = 1 - cond[MISSING].values.double()
+        alpha, sigma = (v.double().reshape(-1, 1) for v in self.process.schedule(torch.as_tensor(t)))
+        self.heard.append((z[here == 0] / sigma.expand(len(z), 3)[here == 0]).detach())
+        cov = torch.tensor(COV) * here[:, :, None] * here[:, None]
+        inverse = alpha[..., None] ** 2 * cov + sigma[..., None] ** 2 * torch.eye(3, dtype=torch.float64)
+        off = (z.double() - alpha * torch.tensor(MEAN)) * here
+        x = torch.tensor(MEAN) + (alpha[..., None] * cov @ torch.linalg.solve(inverse, off[..., None]))[..., 0]
+        return Estimate(z, t, self.process.schedule, x=x)
+
+
+def test_the_likelihood_is_that_of_what_is_present():
+    """log N of the present values alone, whichever they are, while the network hears noise in the place of the others,
+    as in training."""
+    x, holes, gaps = with_gaps(40)
+    holes = np.where(gaps.all(1, keepdims=True), x, holes)
+    spec = DataSpec.fit(data.open(holes))
+    model = Gauss(DataSpec(**{**vars(spec), "normaliser": Normaliser((0.0,) * 3, (1.0,) * 3)}))
+    found = sf.log_prob(model, holes, steps=64)
+    for row, value in zip(holes, found.value.tolist(), strict=True):
+        at = np.flatnonzero(~np.isnan(row))
+        mean, cov = torch.tensor(MEAN[at]), torch.tensor(COV[np.ix_(at, at)])
+        truth = torch.distributions.MultivariateNormal(mean, cov).log_prob(torch.tensor(row[at]))
+        assert value == pytest.approx(float(truth), abs=5e-3)
+    heard = torch.cat(model.heard)
+    assert abs(float(heard.mean())) < 0.5 and float(heard.std()) == pytest.approx(1, abs=0.4)
+
+
 def test_statistics_are_of_present_values():
     _, holes, gaps = with_gaps(500)
     source = data.open(holes)
@@ -148,8 +184,8 @@ def test_commands_for_whole_samples_are_not_offered(tmp_path, capsys):
     assert main(["train", str(tmp_path / "holes.npy"), "-o", run, *words]) == 0
     said = capsys.readouterr().out
     assert f"sfumato info {run}" in said and "sfumato memorization" not in said
-    assert main(["likelihood", run, str(tmp_path / "holes.npy"), "-n", "9"]) == 2
-    assert "holes has missing values, and the likelihood is that of whole samples: fill" in capsys.readouterr().err
+    assert main(["likelihood", run, str(tmp_path / "holes.npy"), "-n", "9", "--steps", "4"]) == 0
+    assert "9 samples of 1 to 3 numbers" in capsys.readouterr().out
 
 
 def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
@@ -170,9 +206,11 @@ def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
     assert np.isfinite(sf.draws(again, x[:8], count=2)["loss"]).all()
     refused("has missing values, and distances", lambda: sf.memorization(again, given))
     refused("has missing values, and metrics compare", lambda: Reference(data.open(x), torch.arange(120), 20))
-    refused("NaN or infinite", lambda: sf.log_prob(again, x[:2]))
+    assert bool(sf.log_prob(again, x[:2], steps=2, trace="rademacher", probes=2).value.isfinite().all())
+    refused("sample 1 has no value", lambda: sf.log_prob(again, np.stack([x[0], np.full((2, 4, 4), np.nan)])))
     refused("which only the denoising loss", lambda: trained(x, tmp_path / "b", steps=2, loss="score-matching"))
     whole = trained(np.nan_to_num(x), tmp_path / "c", steps=2)
+    refused("NaN or infinite", lambda: sf.log_prob(whole.denoiser, x[:2]))
     refused("the model knows whole samples alone", lambda: sf.doctor(whole.denoiser, x))
     refused("the model knows whole samples alone", lambda: sf.board(whole.denoiser, x, samples=8, gradients=0))
     np.save(tmp_path / "drawn.npy", x)

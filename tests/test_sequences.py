@@ -50,7 +50,8 @@ class Exact:
         self.spec, self.process, self.shape = spec, Gaussian(Flow(), "x"), spec.shape
 
     def __call__(self, z, t, **cond):
-        here = 1 - Given.of(cond[MISSING]).values.double()[:, 0]
+        gaps = Given.of(cond[MISSING]).values if MISSING in cond else torch.zeros_like(z)
+        here = 1 - gaps.double()[:, 0]
         alpha, sigma = self.process.schedule(t)
         alpha, sigma = (v.double().reshape(-1, 1, 1) for v in (alpha, sigma))
         lag = torch.arange(z.shape[2])
@@ -89,6 +90,38 @@ def test_an_exact_model_has_the_loss_of_its_law_and_samples_it():
         cov = own.T @ own / len(own)
         lag = torch.arange(length)
         assert float((cov - RHO ** (lag[:, None] - lag).abs().double()).abs().max()) < 0.15, length
+
+
+def density(x, rho=RHO):
+    """log p of the steps of a walk that are there."""
+    at = torch.arange(len(x))[~torch.as_tensor(x[:, 0]).isnan()]
+    cov = rho ** (at[:, None] - at).abs().double()
+    law = torch.distributions.MultivariateNormal(torch.zeros(len(at), dtype=torch.float64), cov)
+    return float(law.log_prob(torch.as_tensor(x)[at, 0].double()))
+
+
+def test_the_likelihood_is_that_of_the_steps_that_are_there():
+    """log p of an exact model is that of the AR(1) law up to each end, in the units of the data, also with a step
+    missing within, by the exact trace and by probes; and of whole samples as without a mask."""
+    x = walks(24)
+    x[0][1] = np.nan
+    model = exact(60)[1]
+    truth = torch.tensor([density(one) for one in x], dtype=torch.float64)
+    found = sf.log_prob(model, x, steps=32)
+    assert torch.allclose(found.value, truth, atol=2e-3), (found.value - truth).abs().max()
+    assert found.numbers.tolist() == [len(one) - (i == 0) for i, one in enumerate(x)]
+    assert "of 2 to 9 numbers" in str(found) or "of 3 to 9 numbers" in str(found)
+    batches = sf.log_prob(model, x, steps=32, batch=5)
+    assert torch.allclose(batches.value, found.value, atol=1e-9)
+    probes = sf.log_prob(model, x, steps=16, trace="rademacher", probes=32)
+    assert float(((probes.value - truth).abs() / (probes.stderr + 0.01)).max()) < 6
+    scaled = DataSpec(**{**vars(model.spec), "normaliser": Normaliser((0.0,), (0.5,))})
+    narrow = Exact(scaled)  # of walks that are half as wide
+    half = sf.log_prob(narrow, [one / 2 for one in x], steps=32).value
+    assert torch.allclose(half, truth + found.numbers * np.log(2), atol=2e-3)
+    longest = [one for one in x if len(one) == STEPS[-1]]
+    assert torch.allclose(sf.log_prob(model, longest, steps=32).value, torch.tensor(
+        [density(one) for one in longest], dtype=torch.float64), atol=2e-3)  # fmt: skip
 
 
 def network(kind, channels=2, length=9, heard=True):
@@ -327,8 +360,8 @@ def test_from_files_to_files(tmp_path, capsys):
         (["--prompt", "a", "-o", str(drawn)], "--prompt is for models of text"),
     ):
         assert main([*sample, *more]) == 2 and why in capsys.readouterr().err
-    assert main(["likelihood", run, str(place)]) == 2
-    assert "sequences of several lengths, and the likelihood is that of whole samples" in capsys.readouterr().err
+    assert main(["likelihood", run, str(place), "-n", "4", "--steps", "4"]) == 0
+    assert "log p(x | its length)" in capsys.readouterr().out
 
 
 def test_the_tools_of_a_run_take_sequences(tmp_path):
@@ -344,7 +377,8 @@ def test_the_tools_of_a_run_take_sequences(tmp_path):
     shorter = {"x": [one[:6] for one in made], "label": labels}  # padded to the length that the model knows
     assert np.isfinite(sf.board(model, shorter, samples=8, gradients=0).loss["model"].value.numpy()).all()
     refused("sequences of several lengths, and distances", lambda: sf.memorization(model, given))
-    refused("that end before step 9", lambda: sf.log_prob(model, made[:4]))
+    assert bool(sf.log_prob(model, made[:4], steps=4).value.isfinite().all())
+    refused("by the ODE alone", lambda: sf.log_prob(model, made[:4], "elbo"))
     again = sf.train(shorter, tmp_path / "next", init=model, steps=2, **SMALL)
     assert again.denoiser.spec.lengths.steps[-1] == 6 and again.denoiser.spec.shape == (1, 9)
     plan = sf.forecast(given, net=net, steps=20, **{name: SMALL[name] for name in ("batch", "precision")})

@@ -107,7 +107,8 @@ class Normaliser:
         return self._through(g, inverse=True)[0] if self.kind == "quantile" else g
 
     def log_jacobian(self, z: Tensor) -> Tensor:
-        """log |dz/dx| = sum (log g'(x) - log std_c) of each sample of z (B, C, *spatial), in nats, float64 (B,)."""
+        """log |dz/dx| = sum (log g'(x) - log std_c) of each sample of z (B, C, *spatial), in nats, float64 (B,); over
+        the present values, where some are missing (NaN)."""
         mean, std = self._columns(z)
         g = z.to(torch.float64) * std + mean
         slope = torch.zeros_like(g)
@@ -118,7 +119,7 @@ class Normaliser:
             slope = -logsigmoid(g) - logsigmoid(-g) - (high - low).log()
         elif self.kind == "quantile":
             slope = -self._through(g, inverse=True)[1].log()
-        return (slope - std.log()).flatten(1).sum(1)
+        return (slope - std.log()).masked_fill(z.isnan(), 0.0).flatten(1).sum(1)
 
     def curve(self, x: Tensor) -> Tensor:
         """g(x) of x (B, C, *spatial) in float64."""
