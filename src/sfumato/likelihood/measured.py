@@ -26,8 +26,8 @@ class Measured:
     value: the estimate, a lower bound if `bound`. stderr: its standard error from k independent estimates (the probes
     of the trace, or the replicates of a bound); 0 for an exact trace. third: the third central moment of a single
     estimate, with which `interval` corrects for skewness.
-    method: in words; dim: the dimension of a sample; numbers: of its present values, int64 (B,), where some samples lack
-    some (`present`), whose log p is meant; probes: k, 0 for an exact trace; steps: of the ODE, levels per
+    method: in words; dim: the dimension of a sample; numbers: of the present values of each, int64 (B,), where some
+    lack values (`present`), whose log p is meant; probes: k, 0 for an exact trace; steps: of the ODE, levels per
     replicate of a bound, or steps of the chain. dequantisation: "uniform" for u ~ U(-1/2, 1/2) added to integers,
     "discretised" for probabilities of their cells, "symbols" for symbols; None for real-valued data.
 

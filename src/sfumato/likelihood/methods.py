@@ -107,7 +107,9 @@ def log_prob(
         some, own = map_state(lambda v: v.to(device), rows_of(x, part)), conditions.rows(part).to(device)
         apart = None if here is None else Present(model, here[part].to(device), seed, numbers[part])
         with evaluating(model):
-            one = measure(apart or model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min)
+            one = measure(
+                apart or model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min
+            )
         batches.append(one if apart is None else apart.alone(one))
     return _reported(gather(batches, how), spec, leaf)
 
@@ -224,7 +226,9 @@ def _require_values(x: Any, spec: Any) -> None:
     if spec.missing and isinstance(x, Tensor) and x.is_floating_point():
         empty = x.isnan().flatten(1).all(1)
         if bool(empty.any()):
-            raise SfumatoError(f"sample {int(empty.nonzero()[0])} has no value, so there is no likelihood: leave it out")
+            raise SfumatoError(
+                f"sample {int(empty.nonzero()[0])} has no value, so there is no likelihood: leave it out"
+            )
 
 
 def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | None:
