@@ -111,13 +111,14 @@ def _fields(
     return made, left
 
 
-def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str], asked: Asked) -> Source:
+def open_table(
+    table: tables.TableFiles, size: Size | None, name: str, kinds: Mapping[str, str], asked: Asked
+) -> Source:
     """The pictures or the numbers of a table, with its other columns as conditions.
 
     kinds: name -> kind of condition, where the user has set it: such a column is no part of the samples, and text with
     many values is read too. asked: perhaps the column of samples, and the split, if a column names one in each row.
     """
-    table = tables.TableFiles(paths)
     if not len(table):
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
     split, chosen = table.keep_split(asked.split, kinds)

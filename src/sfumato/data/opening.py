@@ -16,14 +16,14 @@ from torch import Tensor
 from ..errors import SfumatoError, an, counted, place, whole
 from ..files import require_plain
 from ..machine import default_cpu, fits
-from . import arrays, builtin, file_format, frames, limits, metadata, sequences, tables
+from . import arrays, builtin, file_format, frames, hugging_face, limits, metadata, sequences, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
 from .images import IMAGE_SUFFIXES, together
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
-from .named_arrays import label_keys, pick, spelt
 from .lengths import layout_in
+from .named_arrays import label_keys, pick, spelt
 from .names import Asked, choose_split, split_of, split_of_file
 from .numpy_files import Archive
 from .picture import check_size, fit_cover
@@ -63,8 +63,8 @@ def open(
         (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
         column of a table), a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt ..) or a
         folder of volumes or recordings, the name of a built-in set ("fashion", "digits" ..), a list of strings, a data
-        frame of pandas or polars, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature":
-        t, ...} of samples and their conditions, the layout of an .npz file.
+        frame of pandas or polars, a data set of `datasets`, a tensor or array (N, *shape), a pair (x, labels), or a
+        dict {"x": x, "temperature": t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only. name: of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds not to be guessed from
@@ -99,16 +99,17 @@ def open(
     if labels is not None:
         source = _labelled(source, labels)
     if not isinstance(obj, Source):
-        source = _to_length(source, conditions) if isinstance(conditions, DataSpec) else source
+        if isinstance(conditions, DataSpec) and conditions.lengths is not None:
+            source = lengthened(source, conditions.shape[1])
         source = _noted(source, [*missing_words(source.missing), *([] if known else _few(len(source)))], [])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
 
-def _to_length(source: Source, spec: DataSpec) -> Source:
-    """Sequences padded to the length that a model knows."""
-    if spec.lengths is None or not source.layout or source.shape[1] >= spec.shape[1]:
+def lengthened(source: Source, length: int) -> Source:
+    """Sequences padded to this length, such as that which a model knows; of other data the source as it is."""
+    if not source.layout or source.shape[1] >= length:
         return source
-    x = torch.nn.functional.pad(source.x[torch.arange(len(source))], (0, spec.shape[1] - source.shape[1]), value=np.nan)
+    x = torch.nn.functional.pad(source.x[torch.arange(len(source))], (0, length - source.shape[1]), value=np.nan)
     return replace(source, x=x, identity=None)
 
 
@@ -147,6 +148,8 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
         asked.require_unused(obj.name)
         return obj
     if not isinstance(obj, str | os.PathLike):
+        if hugging_face.is_dataset(obj):
+            return hugging_face.open_dataset(obj, size, kinds, asked)
         return _from_object(obj, asked)
     text = os.fspath(obj)
     if text in builtin.NAMES:
@@ -179,8 +182,9 @@ def _read_files(
     if suffix in (*SUFFIXES, *LINES):
         return _noted(open_texts(paths, name, asked), note, [])
     if suffix in TABLE_SUFFIXES and (asked.key is not None or suffix not in (".csv", ".tsv")):
-        if (column := text_column(paths, asked.key)) is not None:
-            return _noted(open_column(paths, name, column, asked._replace(key=None)), note, [])
+        if (column := text_column(tables.TableFiles(paths[:1]), asked.key)) is not None:
+            table = tables.TableFiles(paths)
+            return _noted(open_column(table, name, column, asked._replace(key=None)), note, [])
     form = file_format.of(first)
     if isinstance(form, file_format.Stack):
         return _noted(open_stacks(paths, form, name, asked, root), note, [])
@@ -188,7 +192,7 @@ def _read_files(
     if first.name.lower().endswith(TAR_SUFFIXES):
         return _noted(open_archives(paths, size, name, asked), note, [])
     if suffix in TABLE_SUFFIXES:
-        return _noted(open_table(paths, size, name, kinds, asked), note, [])
+        return _noted(open_table(tables.TableFiles(paths), size, name, kinds, asked), note, [])
     if len(paths) > 1:
         raise SfumatoError(
             f"{first} and {len(paths) - 1:,} more: only .tar archives, .parquet tables and texts may be several"
@@ -361,8 +365,6 @@ def _from_object(obj: Any, asked: Asked) -> Source:
     if isinstance(obj, list) and obj and all(isinstance(each, str) for each in obj):
         asked._replace(length=None, tokens=None).require_unused("the list")
         return from_documents(obj, "texts", "the list", asked)
-    if hasattr(obj, "save_to_disk"):
-        raise SfumatoError("a data set of Hugging Face is read from disk: save it with save_to_disk, give its folder")
     if isinstance(obj, Mapping):
         asked.require_no_text("the dict")
         return _from_arrays(obj, "the dict", "array", asked)

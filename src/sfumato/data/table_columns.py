@@ -56,7 +56,7 @@ class PictureColumn(Items):
 
     @property
     def nbytes(self) -> int:
-        return sum(path.stat().st_size for path in self.table.paths)
+        return self.table.nbytes
 
     def key(self) -> Any:
         return [self.table.key(), self.name]
