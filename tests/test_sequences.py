@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import sfumato as sf
+from sequence_cases import RHO, SHARES, STEPS, Exact, density, exact, walks
 from sfumato import data, nets
-from sfumato.belief import Estimate
 from sfumato.cli import main
-from sfumato.conditions import MISSING, Conditions, Given
+from sfumato.conditions import MISSING, Conditions
 from sfumato.data import DataSpec
 from sfumato.data.lengths import Lengths, beyond, ends
 from sfumato.errors import SfumatoError
@@ -21,51 +21,13 @@ from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training.console import Silent
 
-RHO, STEPS, SHARES = 0.8, (3, 6, 9), (0.2, 0.3, 0.5)
 SMALL = {"batch": 16, "precision": "float32", "sample_every": 0, "console": Silent()}
-
-
-def walks(count, channels=1, seed=0, dtype=np.float32):
-    """Sequences (L, C) of AR(1) processes x_k = rho x_(k - 1) + sqrt(1 - rho^2) e_k of variance 1, of random length."""
-    draw = np.random.default_rng(seed)
-    made = []
-    for length in draw.choice(STEPS, count, p=SHARES):
-        x = draw.normal(size=(length, channels))
-        for k in range(1, length):
-            x[k] = RHO * x[k - 1] + np.sqrt(1 - RHO**2) * x[k]
-        made.append(x.astype(dtype))
-    return made
 
 
 def refused(words, call):
     with pytest.raises(SfumatoError, match=words) as caught:
         call()
     assert len(str(caught.value).splitlines()) == 1
-
-
-class Exact:
-    """E[x | the z before the end] of these walks: C = a R (a^2 R + s^2)^-1 on the steps that are there."""
-
-    def __init__(self, spec):
-        self.spec, self.process, self.shape = spec, Gaussian(Flow(), "x"), spec.shape
-
-    def __call__(self, z, t, **cond):
-        gaps = Given.of(cond[MISSING]).values if MISSING in cond else torch.zeros_like(z)
-        here = 1 - gaps.double()[:, 0]
-        alpha, sigma = self.process.schedule(t)
-        alpha, sigma = (v.double().reshape(-1, 1, 1) for v in (alpha, sigma))
-        lag = torch.arange(z.shape[2])
-        cov = RHO ** (lag[:, None] - lag).abs().double() * here[:, :, None] * here[:, None]
-        inverse = alpha**2 * cov + sigma**2 * torch.eye(z.shape[2], dtype=torch.float64)
-        x = alpha * cov @ torch.linalg.solve(inverse, (z.double()[:, 0] * here)[..., None])
-        return Estimate(z, t, self.process.schedule, x=x.mT.to(z.dtype))
-
-
-def exact(count=4000):
-    x = walks(count)
-    spec = DataSpec.fit(data.open(x))
-    one = Normaliser((0.0,), (1.0,))
-    return x, Exact(DataSpec(**{**vars(spec), "normaliser": one}))
 
 
 def test_an_exact_model_has_the_loss_of_its_law_and_samples_it():
@@ -90,14 +52,6 @@ def test_an_exact_model_has_the_loss_of_its_law_and_samples_it():
         cov = own.T @ own / len(own)
         lag = torch.arange(length)
         assert float((cov - RHO ** (lag[:, None] - lag).abs().double()).abs().max()) < 0.15, length
-
-
-def density(x, rho=RHO):
-    """log p of the steps of a walk that are there."""
-    at = torch.arange(len(x))[~torch.as_tensor(x[:, 0]).isnan()]
-    cov = rho ** (at[:, None] - at).abs().double()
-    law = torch.distributions.MultivariateNormal(torch.zeros(len(at), dtype=torch.float64), cov)
-    return float(law.log_prob(torch.as_tensor(x)[at, 0].double()))
 
 
 def test_the_likelihood_is_that_of_the_steps_that_are_there():
@@ -376,7 +330,7 @@ def test_the_tools_of_a_run_take_sequences(tmp_path):
     assert "condition-dead" in sf.doctor(tmp_path / "run", given).checked
     shorter = {"x": [one[:6] for one in made], "label": labels}  # padded to the length that the model knows
     assert np.isfinite(sf.board(model, shorter, samples=8, gradients=0).loss["model"].value.numpy()).all()
-    refused("sequences of several lengths, and distances", lambda: sf.memorization(model, given))
+    assert sf.memorization(model, given, samples=16, steps=2).samples == 16
     assert bool(sf.log_prob(model, made[:4], steps=4).value.isfinite().all())
     refused("by the ODE alone", lambda: sf.log_prob(model, made[:4], "elbo"))
     again = sf.train(shorter, tmp_path / "next", init=model, steps=2, **SMALL)

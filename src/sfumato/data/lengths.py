@@ -152,3 +152,19 @@ def stacked(parts: Sequence[Tensor], layout: str, length: int | None = None) -> 
     rows = [part[None] if layout == "L" else part if layout == "CL" else part.mT for part in parts]
     length = max(row.shape[1] for row in rows) if length is None else length
     return torch.stack([F.pad(row, (0, length - row.shape[1]), value=torch.nan) for row in rows])
+
+
+def with_mask(x: Tensor) -> Tensor:
+    """Normalised x (n, C, *spatial) with NaN -> (n, F): 0 for NaN, and beside it where NaN was, as numbers 0 and 1; of
+    sequences, whose channels end together, one a step."""
+    gaps = x.isnan()
+    mask = gaps[:, 0] if bool((gaps == gaps[:, :1]).all()) else gaps
+    return torch.cat((x.masked_fill(gaps, 0.0).flatten(1), mask.flatten(1).to(x)), 1)
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Sets of points x (n, C, L) with these by their coordinates, the first before the others, and NaN last."""
+    for channel in reversed(range(x.shape[1])):
+        order = x[:, channel].argsort(dim=1, stable=True)
+        x = x.gather(2, order[:, None].expand_as(x))
+    return x

@@ -140,7 +140,7 @@ class DataSpec:
     def fit(cls, source: "Source", indices: Tensor | None = None, normalise: str = "affine") -> "DataSpec":
         """The spec of a source, with the statistics of the samples at `indices` (default: its training split).
 
-        normalise: affine, log, quantile, bounded, bounded(low, high) or auto, as `data.normalising` says.
+        normalise: affine, log, quantile, position, bounded, bounded(low, high) or auto, as `data.normalising` says.
         """
         if indices is None:
             indices = source.split()[0]
@@ -229,10 +229,12 @@ class DataSpec:
         dtype = self.torch_dtype
         if self.bounds is not None:
             x = x.clamp(*self.bounds)
-        if dtype == torch.bool:
+        if dtype == torch.bool and not bool(x.isnan().any()):
             return x >= 0.5
         if dtype.is_floating_point:
             return x.to(dtype)
+        if bool((gaps := x.isnan()).any()):  # which whole numbers have no place for
+            return self.rounded(x.nan_to_num()).to(x.dtype).masked_fill(gaps, math.nan)
         limits = torch.iinfo(dtype)
         # float64 cannot hold 2^63 - 1: it rounds up to 2^63, which wraps around to the most negative int64
         top = math.nextafter(2.0**63, 0) if dtype == torch.int64 else limits.max
@@ -297,7 +299,8 @@ class DataSpec:
             for v in (figures.quiet_sample, figures.quiet, figures.low, figures.high)
         )
         quiet = one if bool((one > 0).any()) else several if len(x) >= GROUP else one
-        plain = [pair == (0.0, 1.0) for pair in zip(self.normaliser.mean, self.normaliser.std, strict=True)]
+        own = self.normaliser.kind == "affine"
+        plain = [own and pair == (0.0, 1.0) for pair in zip(self.normaliser.mean, self.normaliser.std, strict=True)]
         known = (quiet > 0) & ~torch.tensor(plain)
         if not known.any() or not bool((std < SCALE_TOLERANCE * quiet)[known].all()):
             return

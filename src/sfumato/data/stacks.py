@@ -157,7 +157,11 @@ def _source(
     groups = [file for file, n in zip(names, counts, strict=True) for _ in range(n)] if len(names) >= BY_FILE else ids
     last = form.continuous and several and len(names) < BY_FILE
     units = [(len(tensor) - 1 - i) / len(tensor) for i in range(len(tensor))] if last else []
-    headline = sequences.headline(tensor, layout, whole or str(tensor.dtype).removeprefix("torch.")) if layout else Source.headline(tensor)
+    headline = (
+        sequences.headline(tensor, layout, whole or str(tensor.dtype).removeprefix("torch."))
+        if layout
+        else Source.headline(tensor)
+    )
     return Source(
         tensor, kind, name, ids=ids, notes=[headline], groups=groups, units=units, missing=missing, layout=layout,
         whole=whole,
