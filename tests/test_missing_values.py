@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import sfumato as sf
@@ -259,3 +260,22 @@ def test_a_stopped_run_goes_on_and_parts_change_nothing(tmp_path):
     ours, theirs = two.denoiser.state_dict(), three.denoiser.state_dict()
     assert all(float((ours[name] - theirs[name]).abs().max()) < 1e-5 for name in ours)
     assert bool(sf.sample(one.denoiser, 4, steps=2).isfinite().all())
+
+
+def test_pictures_of_floats_may_have_gaps(tmp_path):
+    """TIFF files of a folder with NaN: missing values; one without a number, one of another size are left out."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(20, 8, 9)).astype(np.float32)
+    x[draw.random(x.shape) < 0.1] = np.nan
+    for i, one in enumerate(x):
+        Image.fromarray(one).save(tmp_path / f"{i:02}.tif")
+    source = data.open(tmp_path)
+    assert np.array_equal(source.x[:, 0], x, equal_nan=True)
+    assert source.missing == (pytest.approx(float(np.isnan(x).mean())),)
+    refused("which size would spread", lambda: data.open(tmp_path, size=4))
+    Image.fromarray(np.full((8, 9), np.nan, np.float32)).save(tmp_path / "none.tif")
+    Image.fromarray(np.tile(x[0], (2, 2))).save(tmp_path / "wide.tif")
+    assert {path: why.split(",")[0] for path, why in data.open(tmp_path).skipped} == {
+        "none.tif": "it holds no number",
+        "wide.tif": "it has missing values (NaN) and 18 x 16 pixels",
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -145,7 +146,7 @@ def open_table(
     missing = arrays.missing_share(x, table.where, layout)
     arrays.require_unfilled(x, table.where)
     notes = [first, *chosen, str(roles), *notes, *unread]
-    made = {"notes": notes, "identity": identity, "missing": missing, "layout": layout, "whole": whole}
+    made: dict[str, Any] = {"notes": notes, "identity": identity, "missing": missing, "layout": layout, "whole": whole}
     return Source(x, kind, name, conditions, **made)
 
 
@@ -162,7 +163,8 @@ def _source(
         were = counted(len(skipped), f"{what} was", f"{what}s were")
         notes.append(f"{were} skipped ({listed(path for path, _ in skipped)}); `sfumato inspect` says why.")
     x, ids = in_blocks(read.x, items.blocks, kept), [items.names[i] for i in kept]
-    return Source(x, kind, name, conditions, ids, skipped, notes, identity=read.identity)
+    missing = arrays.missing_share(read.x, name)
+    return Source(x, kind, name, conditions, ids, skipped, notes, identity=read.identity, missing=missing)
 
 
 def _beside(

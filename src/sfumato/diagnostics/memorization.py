@@ -123,10 +123,10 @@ def memorization(
     model: a denoiser, or the path of a model file or run folder. data: its training data, as `sf.data.open` takes them,
     with the training's settings `labels` and `size`; split as in training, or the training set alone if `holdout` is
     unseen data. generated: samples to judge, in the units of the data, instead of new ones; of sequences a list.
-    samples: how many to draw, in `steps` steps, by default unguided (the learned law), with the conditions of their twins; where these are more
-    than classes, a sample is not compared with its own twin, which it should resemble. features: a map x (B, *shape) in
-    the units of the data -> (B, F), in which to measure distances; by default these use all numbers, each divided by
-    its channel's deviation.
+    samples: how many to draw, in `steps` steps, by default unguided (the learned law), with the conditions of their
+    twins; where these are more than classes, a sample is not compared with its own twin, which it should resemble.
+    features: a map x (B, *shape) in the units of the data -> (B, F), in which to measure distances; by default these
+    use all numbers, each divided by its channel's deviation.
 
     Cost: at most samples (steps + 1) network calls, and 4 samples N D multiplications. Raises SfumatoError for data
     other than the training data, or without a hold-out.
