@@ -74,7 +74,7 @@ def to_tensor(obj: Any, where: str) -> Tensor:
     try:
         array = np.asarray(_filled(obj))
     except ValueError:
-        raise SfumatoError(f"{where} {_ragged(obj)}") from None
+        raise SfumatoError(f"{where} {ragged(obj)}") from None
     if array.dtype == object and all(each is None or isinstance(each, int | float) for each in array.flat):
         array = array.astype(np.float64)  # None is NaN
     if array.dtype.kind == "c":
@@ -91,7 +91,7 @@ def to_tensor(obj: Any, where: str) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _ragged(obj: Any) -> str:
+def ragged(obj: Any) -> str:
     """What to say of a list whose entries are of several shapes."""
     try:
         shapes = [tuple(np.shape(each)) for each in obj]

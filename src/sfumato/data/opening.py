@@ -62,9 +62,9 @@ def open(
         format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
         (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
         column of a table), a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt ..) or a
-        folder of volumes or recordings, the name of a built-in set ("fashion", "digits" ..), a list of strings, a data
-        frame of pandas or polars, a data set of `datasets`, a tensor or array (N, *shape), a pair (x, labels), or a
-        dict {"x": x, "temperature": t, ...} of samples and their conditions, the layout of an .npz file.
+        folder of volumes or recordings, a built-in set ("fashion", "digits" ..), a list of strings, a data frame of
+        pandas or polars, a data set of `datasets`, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x":
+        x, "temperature": t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only. name: of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds not to be guessed from
@@ -99,18 +99,22 @@ def open(
     if labels is not None:
         source = _labelled(source, labels)
     if not isinstance(obj, Source):
-        if isinstance(conditions, DataSpec) and conditions.lengths is not None:
-            source = lengthened(source, conditions.shape[1])
+        source = _as_known(source, conditions)
         source = _noted(source, [*missing_words(source.missing), *([] if known else _few(len(source)))], [])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
 
 def lengthened(source: Source, length: int) -> Source:
-    """Sequences padded to this length, such as that which a model knows; of other data the source as it is."""
+    """Sequences padded to this length; of other data the source as it is."""
     if not source.layout or source.shape[1] >= length:
         return source
     x = torch.nn.functional.pad(source.x[torch.arange(len(source))], (0, length - source.shape[1]), value=np.nan)
     return replace(source, x=x, identity=None)
+
+
+def _as_known(source: Source, known: Any) -> Source:
+    """Sequences padded to the length of those of a model's spec; of other data, or without one, the source as it is."""
+    return lengthened(source, known.shape[1]) if getattr(known, "lengths", None) is not None else source
 
 
 def _few(count: int) -> list[str]:
@@ -285,7 +289,7 @@ def _each_a_sample(root: Path, files: Sequence[Path], found: Files, asked: Asked
     asked.require_unused(str(root))
     parts = [arrays.read_npy(path) for path in files]
     if len({part.shape for part in parts}) > 1 and not sequences.found(parts):
-        raise SfumatoError(_nothing(root, found))
+        raise SfumatoError(f"{root} {arrays.ragged(parts)}")
     source = _from_array(parts, {}, str(root), root.resolve().name, asked.layout)
     names = [path.relative_to(root).as_posix() for path in files]
     conditions, notes = conditions_of_files(root, names)

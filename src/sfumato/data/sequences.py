@@ -101,8 +101,20 @@ def members(named: Mapping[str, Any], layout: str = "") -> tuple[list[str], list
         if len(keys) < LEAST or any(split or name.lower() in other for split, name in map(array_name, keys)):
             return [], []
         if not layout_of(shapes):
+            _require_one_layout(keys, shapes)
             return [], []
     return keys, [key for key in named if key not in keys and named[key].shape[:1] == (len(keys),)]
+
+
+def _require_one_layout(keys: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+    """Raise SfumatoError for numbered arrays (L, C) of several lengths and several channels, which say nothing else."""
+    numbered = all(_NUMBERED.fullmatch(key) and len(shape) == 2 for key, shape in zip(keys, shapes, strict=True))
+    if numbered and all(len({shape[axis] for shape in shapes}) > 1 for axis in (0, 1)):
+        other = next(i for i, shape in enumerate(shapes) if tuple(shape) != tuple(shapes[0]))
+        raise SfumatoError(
+            f"numbered arrays such as {keys[0]} {tuple(shapes[0])} and {keys[other]} {tuple(shapes[other])} differ in "
+            "steps and channels: sequences have the same channels; --key names one array of samples (in Python key=...)"
+        )
 
 
 def of_lines(path: Path, key: str | None) -> tuple[dict[str, list[Any]], str] | None:

@@ -128,9 +128,11 @@ def read_lists(table: TableFiles, name: str, layout: str = "") -> list[Tensor]:
     cells = [cell for chunk in chunks for cell in chunk.to_numpy(zero_copy_only=False)]
     try:
         parts = [np.stack(list(cell)) if depth(chunks[0].type) > 1 else cell for cell in cells]
-        return sequences.found(parts, layout)
-    except ValueError:  # steps of several channels, which are refused with the column
-        return []
+    except ValueError:
+        raise SfumatoError(f"{table.where}: {name!r} has a step with other channels than the one before it") from None
+    if not (found := sequences.found(parts, layout)):
+        raise SfumatoError(f"{table.where}: {name!r} {arrays.ragged(parts)}")
+    return found
 
 
 def _list_lengths(values: Any) -> list[Any]:

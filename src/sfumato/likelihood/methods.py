@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.autoregressive import Autoregressive
-from sfumato.conditions import resolve, without_gaps
+from sfumato.conditions import Conditions, resolve, without_gaps
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
 from sfumato.latent_diffusion import latent_of, require_data_space
@@ -82,9 +82,8 @@ def log_prob(
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
     The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; a latent model
     the bound alone, on request; an autoregressive model and a coupling flow their exact log p alone. Warns
-    (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`). Of sequences that end before the longest (a list of
-    arrays) it is log p(x | its length), and of samples with missing values (NaN) that of the values that are there,
-    both by the ODE, of a model that was trained on such data (`present`).
+    (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`). Of sequences of several lengths (a list) it is
+    log p(x | its length), and of samples with missing values (NaN) that of those that are there (`present`).
     """
     if isinstance(model, Autoregressive | CouplingFlow):
         return known(model, x, method, cond)
@@ -102,16 +101,24 @@ def log_prob(
         x, conditions = without_gaps(x, conditions)
     sigma_min = _least_noise(model, cells) if sigma_min is None else sigma_min
     measure = _measure(model.process, method, trace, cells, particles)
-    batches, device = [], getattr(model, "device", leaf.device)
-    for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
-        some, own = map_state(lambda v: v.to(device), rows_of(x, part)), conditions.rows(part).to(device)
-        apart = None if here is None else Present(model, here[part].to(device), seed, numbers[part])
-        with evaluating(model):
-            one = measure(
-                apart or model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min
-            )
-        batches.append(one if apart is None else apart.alone(one))
+    args = {"steps": steps, "probes": probes, "seed": seed, "sigma_min": sigma_min}
+    batches = _in_batches(model, x, numbers, conditions, here, measure, args, batch)
     return _reported(gather(batches, how), spec, leaf)
+
+
+def _in_batches(
+    model: Any, x: State, numbers: Tensor, cond: Conditions, here: Tensor | None, measure: Any, how: dict[str, Any],
+    batch: int | None,
+) -> list[Measured]:  # fmt: skip
+    """The measurements of clean states x, batch by batch. here: where values are present, None if all are."""
+    batches, device = [], getattr(model, "device", first_leaf(x).device)
+    for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // first_leaf(x)[0].numel()))):
+        some, own = map_state(lambda v: v.to(device), rows_of(x, part)), cond.rows(part).to(device)
+        apart = None if here is None else Present(model, here[part].to(device), how["seed"], numbers[part])
+        with evaluating(model):
+            one = measure(apart or model, some, numbers[part], own, **how)
+        batches.append(one if apart is None else apart.alone(one))
+    return batches
 
 
 def _here(x: Any, spec: Any, method: str) -> Tensor | None:
