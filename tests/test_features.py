@@ -1,5 +1,7 @@
 """Named features: the same bits on every machine, their identity, and the user's own."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -51,4 +53,41 @@ def test_the_weights_of_a_module_are_its_identity():
     with torch.no_grad():
         net.bias[0] += 1
     assert identity(net, net)["features_hash"] != before["features_hash"]
-    assert identity(pictures, pictures) == {"features": "pictures", "features_hash": None}
+    assert identity(None, "numbers") == {"features": "numbers", "features_hash": None}
+
+
+def test_the_code_of_a_function_is_its_identity():
+    """Another body, another number or other weights behind it, under one name, are other features."""
+
+    def made(scale, weights=None):
+        def features(x):
+            return scale * x.flatten(1) if weights is None else x.flatten(1) @ weights
+
+        return features
+
+    def features(x):
+        return x.flatten(1).abs()
+
+    found = [identity(each, "features")["features_hash"] for each in (
+        made(1.0), made(2.0), made(1.0, torch.eye(4)), made(1.0, 2 * torch.eye(4)), features,
+        partial(features, out=None), pictures,
+    )]  # fmt: skip
+    assert len(set(found)) == len(found) and None not in found
+    assert identity(made(1.0), "features")["features_hash"] == found[0]
+
+    class Own(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)
+
+    first = identity(Own(), "own")["features_hash"]
+
+    class Own(nn.Module):  # noqa: F811
+        def forward(self, x):
+            return x.flatten(1) + 1
+
+    assert identity(Own(), "own")["features_hash"] != first
+    namespace = {}
+    exec("def features(x):\n    return x.flatten(1)", namespace)  # without a file
+    first = identity(namespace["features"], "features")["features_hash"]
+    exec("def features(x):\n    return x.flatten(2)", namespace)
+    assert identity(namespace["features"], "features")["features_hash"] != first

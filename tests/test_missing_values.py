@@ -5,15 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import sfumato as sf
 from sfumato import data, nets
+from sfumato.belief import Estimate
 from sfumato.cli import main
 from sfumato.conditions import MISSING, Conditions
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
-from sfumato.metrics.reference import Reference
+from sfumato.normaliser import Normaliser
 from sfumato.objectives.denoising import denoising_loss
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow
@@ -85,6 +87,40 @@ def test_the_loss_is_that_of_present_values():
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
+class Gauss:
+    """E[x | the present part of z] of this Gaussian, of noise alone where values are missing."""
+
+    def __init__(self, spec):
+        self.spec, self.process, self.shape, self.heard = spec, Gaussian(Flow(), "x"), (3,), []
+
+    def __call__(self, z, t, **cond):
+        here = 1 - cond[MISSING].values.double()
+        alpha, sigma = (v.double().reshape(-1, 1) for v in self.process.schedule(torch.as_tensor(t)))
+        self.heard.append((z[here == 0] / sigma.expand(len(z), 3)[here == 0]).detach())
+        cov = torch.tensor(COV) * here[:, :, None] * here[:, None]
+        inverse = alpha[..., None] ** 2 * cov + sigma[..., None] ** 2 * torch.eye(3, dtype=torch.float64)
+        off = (z.double() - alpha * torch.tensor(MEAN)) * here
+        x = torch.tensor(MEAN) + (alpha[..., None] * cov @ torch.linalg.solve(inverse, off[..., None]))[..., 0]
+        return Estimate(z, t, self.process.schedule, x=x)
+
+
+def test_the_likelihood_is_that_of_what_is_present():
+    """log N of the present values alone, whichever they are, while the network hears noise in the place of the others,
+    as in training."""
+    x, holes, gaps = with_gaps(40)
+    holes = np.where(gaps.all(1, keepdims=True), x, holes)
+    spec = DataSpec.fit(data.open(holes))
+    model = Gauss(DataSpec(**{**vars(spec), "normaliser": Normaliser((0.0,) * 3, (1.0,) * 3)}))
+    found = sf.log_prob(model, holes, steps=64)
+    for row, value in zip(holes, found.value.tolist(), strict=True):
+        at = np.flatnonzero(~np.isnan(row))
+        mean, cov = torch.tensor(MEAN[at]), torch.tensor(COV[np.ix_(at, at)])
+        truth = torch.distributions.MultivariateNormal(mean, cov).log_prob(torch.tensor(row[at]))
+        assert value == pytest.approx(float(truth), abs=5e-3)
+    heard = torch.cat(model.heard)
+    assert abs(float(heard.mean())) < 0.5 and float(heard.std()) == pytest.approx(1, abs=0.4)
+
+
 def test_statistics_are_of_present_values():
     _, holes, gaps = with_gaps(500)
     source = data.open(holes)
@@ -148,8 +184,8 @@ def test_commands_for_whole_samples_are_not_offered(tmp_path, capsys):
     assert main(["train", str(tmp_path / "holes.npy"), "-o", run, *words]) == 0
     said = capsys.readouterr().out
     assert f"sfumato info {run}" in said and "sfumato memorization" not in said
-    assert main(["likelihood", run, str(tmp_path / "holes.npy"), "-n", "9"]) == 2
-    assert "holes has missing values, and the likelihood is that of whole samples: fill" in capsys.readouterr().err
+    assert main(["likelihood", run, str(tmp_path / "holes.npy"), "-n", "9", "--steps", "4"]) == 0
+    assert "9 samples of 1 to 3 numbers" in capsys.readouterr().out
 
 
 def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
@@ -169,10 +205,12 @@ def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
     assert np.isfinite(sf.information(again, given, draws=64).together.value)
     assert np.isfinite(sf.draws(again, x[:8], count=2)["loss"]).all()
     refused("has missing values, and distances", lambda: sf.memorization(again, given))
-    refused("has missing values, and metrics compare", lambda: Reference(data.open(x), torch.arange(120), 20))
-    refused("NaN or infinite", lambda: sf.log_prob(again, x[:2]))
+    assert np.isfinite(sf.metrics.evaluate(again, given, "marginals", 20, steps=2)["marginals"].value)
+    assert bool(sf.log_prob(again, x[:2], steps=2, trace="rademacher", probes=2).value.isfinite().all())
+    refused("sample 1 has no value", lambda: sf.log_prob(again, np.stack([x[0], np.full((2, 4, 4), np.nan)])))
     refused("which only the denoising loss", lambda: trained(x, tmp_path / "b", steps=2, loss="score-matching"))
     whole = trained(np.nan_to_num(x), tmp_path / "c", steps=2)
+    refused("NaN or infinite", lambda: sf.log_prob(whole.denoiser, x[:2]))
     refused("the model knows whole samples alone", lambda: sf.doctor(whole.denoiser, x))
     refused("the model knows whole samples alone", lambda: sf.board(whole.denoiser, x, samples=8, gradients=0))
     np.save(tmp_path / "drawn.npy", x)
@@ -222,3 +260,22 @@ def test_a_stopped_run_goes_on_and_parts_change_nothing(tmp_path):
     ours, theirs = two.denoiser.state_dict(), three.denoiser.state_dict()
     assert all(float((ours[name] - theirs[name]).abs().max()) < 1e-5 for name in ours)
     assert bool(sf.sample(one.denoiser, 4, steps=2).isfinite().all())
+
+
+def test_pictures_of_floats_may_have_gaps(tmp_path):
+    """TIFF files of a folder with NaN: missing values; one without a number, one of another size are left out."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(20, 8, 9)).astype(np.float32)
+    x[draw.random(x.shape) < 0.1] = np.nan
+    for i, one in enumerate(x):
+        Image.fromarray(one).save(tmp_path / f"{i:02}.tif")
+    source = data.open(tmp_path)
+    assert np.array_equal(source.x[:, 0], x, equal_nan=True)
+    assert source.missing == (pytest.approx(float(np.isnan(x).mean())),)
+    refused("which size would spread", lambda: data.open(tmp_path, size=4))
+    Image.fromarray(np.full((8, 9), np.nan, np.float32)).save(tmp_path / "none.tif")
+    Image.fromarray(np.tile(x[0], (2, 2))).save(tmp_path / "wide.tif")
+    assert {path: why.split(",")[0] for path, why in data.open(tmp_path).skipped} == {
+        "none.tif": "it holds no number",
+        "wide.tif": "it has missing values (NaN) and 18 x 16 pixels",
+    }

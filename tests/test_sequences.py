@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import sfumato as sf
+from sequence_cases import RHO, SHARES, STEPS, Exact, density, exact, walks
 from sfumato import data, nets
-from sfumato.belief import Estimate
 from sfumato.cli import main
-from sfumato.conditions import MISSING, Conditions, Given
+from sfumato.conditions import MISSING, Conditions
 from sfumato.data import DataSpec
 from sfumato.data.lengths import Lengths, beyond, ends
 from sfumato.errors import SfumatoError
@@ -21,50 +21,13 @@ from sfumato.process import Gaussian
 from sfumato.schedules import Flow
 from sfumato.training.console import Silent
 
-RHO, STEPS, SHARES = 0.8, (3, 6, 9), (0.2, 0.3, 0.5)
 SMALL = {"batch": 16, "precision": "float32", "sample_every": 0, "console": Silent()}
-
-
-def walks(count, channels=1, seed=0, dtype=np.float32):
-    """Sequences (L, C) of AR(1) processes x_k = rho x_(k - 1) + sqrt(1 - rho^2) e_k of variance 1, of random length."""
-    draw = np.random.default_rng(seed)
-    made = []
-    for length in draw.choice(STEPS, count, p=SHARES):
-        x = draw.normal(size=(length, channels))
-        for k in range(1, length):
-            x[k] = RHO * x[k - 1] + np.sqrt(1 - RHO**2) * x[k]
-        made.append(x.astype(dtype))
-    return made
 
 
 def refused(words, call):
     with pytest.raises(SfumatoError, match=words) as caught:
         call()
     assert len(str(caught.value).splitlines()) == 1
-
-
-class Exact:
-    """E[x | the z before the end] of these walks: C = a R (a^2 R + s^2)^-1 on the steps that are there."""
-
-    def __init__(self, spec):
-        self.spec, self.process, self.shape = spec, Gaussian(Flow(), "x"), spec.shape
-
-    def __call__(self, z, t, **cond):
-        here = 1 - Given.of(cond[MISSING]).values.double()[:, 0]
-        alpha, sigma = self.process.schedule(t)
-        alpha, sigma = (v.double().reshape(-1, 1, 1) for v in (alpha, sigma))
-        lag = torch.arange(z.shape[2])
-        cov = RHO ** (lag[:, None] - lag).abs().double() * here[:, :, None] * here[:, None]
-        inverse = alpha**2 * cov + sigma**2 * torch.eye(z.shape[2], dtype=torch.float64)
-        x = alpha * cov @ torch.linalg.solve(inverse, (z.double()[:, 0] * here)[..., None])
-        return Estimate(z, t, self.process.schedule, x=x.mT.to(z.dtype))
-
-
-def exact(count=4000):
-    x = walks(count)
-    spec = DataSpec.fit(data.open(x))
-    one = Normaliser((0.0,), (1.0,))
-    return x, Exact(DataSpec(**{**vars(spec), "normaliser": one}))
 
 
 def test_an_exact_model_has_the_loss_of_its_law_and_samples_it():
@@ -89,6 +52,30 @@ def test_an_exact_model_has_the_loss_of_its_law_and_samples_it():
         cov = own.T @ own / len(own)
         lag = torch.arange(length)
         assert float((cov - RHO ** (lag[:, None] - lag).abs().double()).abs().max()) < 0.15, length
+
+
+def test_the_likelihood_is_that_of_the_steps_that_are_there():
+    """log p of an exact model is that of the AR(1) law up to each end, in the units of the data, also with a step
+    missing within, by the exact trace and by probes; and of whole samples as without a mask."""
+    x = walks(24)
+    x[0][1] = np.nan
+    model = exact(60)[1]
+    truth = torch.tensor([density(one) for one in x], dtype=torch.float64)
+    found = sf.log_prob(model, x, steps=32)
+    assert torch.allclose(found.value, truth, atol=2e-3), (found.value - truth).abs().max()
+    assert found.numbers.tolist() == [len(one) - (i == 0) for i, one in enumerate(x)]
+    assert "of 2 to 9 numbers" in str(found) or "of 3 to 9 numbers" in str(found)
+    batches = sf.log_prob(model, x, steps=32, batch=5)
+    assert torch.allclose(batches.value, found.value, atol=1e-9)
+    probes = sf.log_prob(model, x, steps=16, trace="rademacher", probes=32)
+    assert float(((probes.value - truth).abs() / (probes.stderr + 0.01)).max()) < 6
+    scaled = DataSpec(**{**vars(model.spec), "normaliser": Normaliser((0.0,), (0.5,))})
+    narrow = Exact(scaled)  # of walks that are half as wide
+    half = sf.log_prob(narrow, [one / 2 for one in x], steps=32).value
+    assert torch.allclose(half, truth + found.numbers * np.log(2), atol=2e-3)
+    longest = [one for one in x if len(one) == STEPS[-1]]
+    assert torch.allclose(sf.log_prob(model, longest, steps=32).value, torch.tensor(
+        [density(one) for one in longest], dtype=torch.float64), atol=2e-3)  # fmt: skip
 
 
 def network(kind, channels=2, length=9, heard=True):
@@ -197,15 +184,15 @@ def test_lists_of_arrays_are_padded_in_any_layout():
         back = spec.lengths.cut(spec.denormalise(spec.normalise(made).nan_to_num()), ends(source.x))
         assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(back, made, strict=True))
     assert data.open([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0])] * 9).shape == (1, 3)
-    whole = data.open([np.arange(3, dtype=np.int16), np.arange(5, dtype=np.int16)] * 9)
-    assert whole.x.dtype == torch.float32 and "Whole numbers were read as float32." in whole.notes
     assert data.open({"x": walks(20), "site": ["a", "b"] * 10}).classes == []
     holes = walks(40, 3)
     for one in holes[::2]:
         one[0, 1] = np.nan
     share = data.open(holes).missing
     assert share[1] == pytest.approx(20 / sum(map(len, holes))) and share[0] == share[2] == 0
-    refused("ragged", lambda: data.open([np.zeros((2, 3)), np.zeros((3, 4))]))
+    refused("the same channels", lambda: data.open([np.zeros((2, 3)), np.zeros((3, 4))]))
+    refused("entries of several shapes, .*number 1", lambda: data.open([np.zeros(3), np.zeros((3, 4))]))
+    assert data.open([[1.0, None, 2.0], [3.0, 1.0]] * 9).missing == (pytest.approx(0.2),)  # null in lines of JSON
     refused("without a step, number 1", lambda: data.open([np.zeros(3), np.zeros(0)]))
     refused("without a value, number 1", lambda: data.open([np.zeros(3), np.full(2, np.nan)]))
     refused("laid out as LC", lambda: spec_of(walks(20, 3)).normalise([np.zeros((2, 4))]))
@@ -296,8 +283,19 @@ def test_from_files_to_files(tmp_path, capsys):
     expected = sf.sample(sf.load(run), 5, steps=2)
     assert all(np.allclose(one, two, atol=1e-5) for one, two in zip(found, expected, strict=True))
     assert {one.shape[1] for one in found} == {2} and found[0].dtype == np.float32
-    assert data.open(drawn).layout in ("LC", "")
+    same(data.open(drawn), found)
     assert main([*sample, "--length", "4", "-o", f"{tmp_path}/made/"]) == 0
+    equal = tmp_path / "equal.npz"
+    assert main([*sample, "--length", "4", "-o", str(equal)]) == 0
+    again = [one for key, one in np.load(equal).items() if key != "manifest"]
+    assert [one.shape for one in again] == [(4, 2)] * 5 and data.open(equal).layout == "LC"
+    same(data.open(equal), again)  # a file says how its sequences lie, though all are as long
+    same(data.open(tmp_path / "made", conditions=sf.load(run).spec), again)  # and so does the model
+    assert main(["inspect", str(equal), "-o", str(tmp_path / "look.png")]) == 0
+    assert "5 sequences of 4 steps of 2 channels" in capsys.readouterr().out
+    assert main(["train", str(equal), "-o", str(tmp_path / "next"), *train, "--steps", "2"]) == 0
+    assert main(["sample", run, "--steps", "2", "--length", "3,9,5", "-o", str(tmp_path / "each.npz")]) == 0
+    assert [len(one) for key, one in np.load(tmp_path / "each.npz").items() if key != "manifest"] == [3, 9, 5]
     files = sorted((tmp_path / "made").iterdir())
     assert [np.load(path).shape for path in files] == [(4, 2)] * 5
     assert main([*sample, "-o", str(tmp_path / "made.png")]) == 0
@@ -305,16 +303,19 @@ def test_from_files_to_files(tmp_path, capsys):
     assert main([*sample, "-o", str(tmp_path / "made.parquet")]) == 0
     lists = parquet.read_table(tmp_path / "made.parquet")["x"].to_pylist()
     assert all(np.allclose(one, two, atol=1e-5) for one, two in zip(lists, expected, strict=True))
+    assert main([*sample, "--length", "4", "-o", str(tmp_path / "equal.parquet")]) == 0
+    same(data.open(tmp_path / "equal.parquet"), again)
     capsys.readouterr()
     for more, why in (
         (["--length", "10", "-o", str(drawn)], "the longest sequence of the training has 9 steps"),
         (["-o", str(tmp_path / "a.npy")], "has no known kind"),
         (["-o", str(tmp_path / "a.h5")], "holds samples of one shape, and these end where they do"),
+        (["--length", "3,4", "-o", str(drawn)], "--length has 2 numbers, and -n is 5"),
         (["--prompt", "a", "-o", str(drawn)], "--prompt is for models of text"),
     ):
         assert main([*sample, *more]) == 2 and why in capsys.readouterr().err
-    assert main(["likelihood", run, str(place)]) == 2
-    assert "sequences of several lengths, and the likelihood is that of whole samples" in capsys.readouterr().err
+    assert main(["likelihood", run, str(place), "-n", "4", "--steps", "4"]) == 0
+    assert "log p(x | its length)" in capsys.readouterr().out
 
 
 def test_the_tools_of_a_run_take_sequences(tmp_path):
@@ -329,8 +330,9 @@ def test_the_tools_of_a_run_take_sequences(tmp_path):
     assert "condition-dead" in sf.doctor(tmp_path / "run", given).checked
     shorter = {"x": [one[:6] for one in made], "label": labels}  # padded to the length that the model knows
     assert np.isfinite(sf.board(model, shorter, samples=8, gradients=0).loss["model"].value.numpy()).all()
-    refused("sequences of several lengths, and distances", lambda: sf.memorization(model, given))
-    refused("that end before step 9", lambda: sf.log_prob(model, made[:4]))
+    assert sf.memorization(model, given, samples=16, steps=2).samples == 16
+    assert bool(sf.log_prob(model, made[:4], steps=4).value.isfinite().all())
+    refused("by the ODE alone", lambda: sf.log_prob(model, made[:4], "elbo"))
     again = sf.train(shorter, tmp_path / "next", init=model, steps=2, **SMALL)
     assert again.denoiser.spec.lengths.steps[-1] == 6 and again.denoiser.spec.shape == (1, 9)
     plan = sf.forecast(given, net=net, steps=20, **{name: SMALL[name] for name in ("batch", "precision")})
@@ -338,6 +340,27 @@ def test_the_tools_of_a_run_take_sequences(tmp_path):
     refused(
         "which only the denoising loss", lambda: sf.train(made, tmp_path / "b", loss="score-matching", steps=2, **SMALL)
     )
+
+
+def test_whole_numbers_come_back_as_whole_numbers(tmp_path):
+    made = [np.random.default_rng(i).integers(0, 50, 3 + i % 4).astype(np.int16) for i in range(40)]
+    source = data.open(made)
+    assert source.dtype == "int16" and source.x.dtype == torch.float32
+    assert data.open([np.arange(3), np.arange(4, dtype=np.uint8)] * 9).dtype == "int64"
+    assert data.open([np.arange(3), np.ones(4, np.float32)] * 9).dtype == "float64"
+    spec = DataSpec.fit(source)
+    spec.check(made, whole=False)
+    refused("fractions", lambda: spec.check([one + 0.5 for one in made], whole=False))
+    run = sf.train(made, tmp_path / "run", net="SetTransformer(width=16, depth=1)", steps=2, **SMALL)
+    found = sf.sample(run.denoiser, 3, steps=2, length=[2, 5, 6])
+    assert [(one.dtype, len(one)) for one in found] == [(torch.int16, 2), (torch.int16, 5), (torch.int16, 6)]
+    known = sf.load(tmp_path / "run").spec
+    assert known == run.denoiser.spec and torch.allclose(known.together(made), source.x.double(), equal_nan=True)
+    classes = {"x": made, "label": ["cold", "warm"] * 20}
+    run = sf.train(classes, tmp_path / "of", net="SetTransformer(width=16, depth=1)", steps=2, **SMALL)
+    assert main(["sample", str(tmp_path / "of"), "-n", "6", "--steps", "2", "-o", str(tmp_path / "a.npz")]) == 0
+    again = data.open(tmp_path / "a.npz")
+    assert again.classes == ["cold", "warm"] and again.dtype == "int16" and again.layout == "L"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The exception for user mistakes, the warning for likely ones, and suggestions."""
 
 import errno
+import math
 import operator
 import os
 import re
@@ -44,7 +45,19 @@ def counted(number: int, one: str, many: str = "") -> str:
 def an(name: str) -> str:
     """A name with its article as it is spoken: an Energy, a UNet, an MLP."""
     vowels = "AEFHILMNORSX" if name[:2].isupper() else "AEIOaeio"  # by letters, or as a word
-    return f"{'an' if name[:1] in vowels else 'a'} {name}"
+    un = name[:2].lower() == "un" and name[:3].lower() not in ("une", "uni")  # an unCLIP, a UNet, a Uniform
+    return f"{'an' if un or name[:1] in vowels else 'a'} {name}"
+
+
+def finite(name: str, value: Any) -> float:
+    """A finite number. Raises SfumatoError, with the name of the setting, for anything else."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise SfumatoError(f"{name} is a finite number, not {value!r:.80}")
+    return found
 
 
 def suggest(word: Any, known: Iterable[str]) -> str:

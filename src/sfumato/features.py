@@ -8,8 +8,10 @@ is to say of them, where that is not the word and "none".
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -77,16 +79,62 @@ def build(
 
 
 def identity(features: Any, word: Any) -> dict[str, Any]:
-    """Their name, and the hash of their weights; that is None of a plain function, which has none."""
+    """Their name, and the hash of their weights and of the user's own code; that is None of the numbers themselves."""
     own = getattr(features, "__qualname__", type(features).__qualname__)
     name = getattr(features, "called", word if isinstance(word, str) else own)
-    if not isinstance(features, nn.Module):
+    if features is None:
         return {"features": name, "features_hash": None}
     digest = blake2b(digest_size=8)
-    for key, value in features.state_dict().items():
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    _take(digest, features)
     return {"features": name, "features_hash": digest.hexdigest()}
+
+
+def _take(digest: Any, part: Any) -> None:
+    """Add a module (weights, and code that is not sfumato's), a function with what it closes over, or a value."""
+    if isinstance(part, Tensor):
+        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+        digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(part, nn.Module):
+        for key, value in part.state_dict().items():
+            digest.update(f"{key} ".encode())
+            _take(digest, value)
+        digest.update(_code_of_class(type(part)))
+    elif isinstance(part, partial):
+        for each in (part.func, *part.args, *part.keywords.values()):
+            _take(digest, each)
+    elif inspect.isfunction(part):
+        digest.update(_code(part))
+        for cell in part.__closure__ or ():
+            _take(digest, cell.cell_contents)
+        for value in part.__defaults__ or ():
+            _take(digest, value)
+    elif callable(part) and not isinstance(part, type):
+        digest.update(_code_of_class(type(part)))
+        for value in getattr(part, "__dict__", {}).values():
+            _take(digest, value)
+    else:
+        digest.update(repr(part).encode() if isinstance(part, str | int | float | tuple | list | dict | None) else b"")
+
+
+def _code_of_class(kind: type) -> bytes:
+    """The code of a class and those that it extends, but for sfumato's own and those of torch and Python."""
+    found = [each for each in kind.__mro__ if not each.__module__.startswith(("sfumato.", "torch.", "builtins"))]
+    methods = [value for each in found for _, value in sorted(vars(each).items()) if inspect.isfunction(value)]
+    return b"".join(map(_code, methods))
+
+
+def _code(function: Any) -> bytes:
+    """The source of a function, or without its file the steps of its code."""
+    try:
+        return inspect.getsource(function).encode()
+    except (OSError, TypeError):
+        return _steps(function.__code__)
+
+
+def _steps(code: Any) -> bytes:
+    found: bytes = code.co_code + repr(code.co_names).encode()
+    parts = (_steps(each) if inspect.iscode(each) else repr(each).encode() for each in code.co_consts)
+    return found + b"".join(parts)
 
 
 @torch.no_grad()

@@ -153,7 +153,12 @@ def reason(error: OSError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
+    """The first line of an error's message, or its type if it has none; of what is looked up in vain in a file, whose
+    message is that key alone, that the file is damaged."""
+    if isinstance(error, LookupError) and len(str(error).split()) < 2:
+        return "it is damaged, or of another kind"
+    if isinstance(error, EOFError):
+        return "it ends too early"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -65,6 +65,11 @@ def hears(model: Any, name: str) -> bool:
     return name in (getattr(getattr(model, "net", None), "given", None) or {})
 
 
+def unordered(model: Any) -> bool:
+    """Whether the network of a model says the same of each order of a set of points, as `nets.SetTransformer` does."""
+    return bool(getattr(getattr(model, "net", None), "unordered", False))
+
+
 def compute_dtype(model: Any) -> torch.dtype:
     """The dtype of a model's states: that of its parameters, float64 if it has none."""
     parameters = getattr(model, "parameters", None)

@@ -21,7 +21,8 @@ _NUMBERS = schema.listed(schema.number(), 1)
 SCHEMA = schema.fields(
     {"name": schema.text, "mean": _NUMBERS, "std": _NUMBERS}, {"knots": schema.listed(_NUMBERS)}, rest=None
 )
-KINDS = ("affine", "log", "quantile", "bounded")
+KINDS = ("affine", "log", "quantile", "bounded", "position")
+KNOTS = {"quantile": 1, "bounded": 1, "position": 2}  # rows of knots for each channel
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ class Normaliser:
         affine     g(x) = x
         log        g(x) = log x                        bounded    g(x) = log(x - low_c) - log(high_c - x)
         quantile   g is linear between the knots (x_ck, Phi^-1((k + 1/2) / K)), and goes on as at its ends
+        position   g(x) = (x - m_cp) / s_cp at position p of the channel
 
-    knots: for each channel (low, high) of bounded, or the x_k of quantile, which increase. A channel that is constant
+    knots: for each channel (low, high) of bounded, or the x_k of quantile, which increase; of position the m_cp of each
+    channel, then the s_cp of each. A channel that is constant
     in the training split gets std 1: it maps to 0 and back exactly.
     """
 
@@ -66,12 +69,22 @@ class Normaliser:
             raise SfumatoError("a normaliser's means must be finite and its stds finite and positive")
         if self.kind not in KINDS:
             raise SfumatoError(f"a normaliser is one of {', '.join(KINDS)}, not {self.kind!r}")
-        if len(self.knots) != (len(self.mean) if self.kind in ("bounded", "quantile") else 0):
+        if len(self.knots) != len(self.mean) * KNOTS.get(self.kind, 0):
             raise SfumatoError(f"a normaliser {self.kind!r} has not {len(self.knots)} rows of knots")
+        if self.kind == "position":
+            self._require_places()
+            return
         counts = {len(row) for row in self.knots}
         wrong = any(not math.isfinite(b) or not a < b for row in self.knots for a, b in pairwise(row))
         if wrong or len(counts) > 1 or min(counts, default=2) < 2 or (self.kind == "bounded" and counts != {2}):
             raise SfumatoError("a normaliser's knots must be finite, increase, and be as many in each channel")
+
+    def _require_places(self) -> None:
+        """Raise SfumatoError for means and deviations of positions that cannot be inverted."""
+        stds = self.knots[len(self.mean) :]
+        wrong = any(not math.isfinite(each) for row in self.knots for each in row)
+        if wrong or len({len(row) for row in self.knots}) > 1 or any(s <= 0 for row in stds for s in row):
+            raise SfumatoError("a normaliser's figures of positions must be finite, the deviations positive")
 
     @classmethod
     def of(cls, figures: Statistics) -> "Normaliser":
@@ -104,10 +117,14 @@ class Normaliser:
         if self.kind == "bounded":
             low, high = self._bounds(g)
             return low + (high - low) * g.sigmoid()
+        if self.kind == "position":
+            m, s = self._places(g)
+            return m + s * g
         return self._through(g, inverse=True)[0] if self.kind == "quantile" else g
 
     def log_jacobian(self, z: Tensor) -> Tensor:
-        """log |dz/dx| = sum (log g'(x) - log std_c) of each sample of z (B, C, *spatial), in nats, float64 (B,)."""
+        """log |dz/dx| = sum (log g'(x) - log std_c) of each sample of z (B, C, *spatial), in nats, float64 (B,); over
+        the present values, where some are missing (NaN)."""
         mean, std = self._columns(z)
         g = z.to(torch.float64) * std + mean
         slope = torch.zeros_like(g)
@@ -116,9 +133,11 @@ class Normaliser:
         elif self.kind == "bounded":
             low, high = self._bounds(g)
             slope = -logsigmoid(g) - logsigmoid(-g) - (high - low).log()
+        elif self.kind == "position":
+            slope = -self._places(g)[1].log().expand_as(g)
         elif self.kind == "quantile":
             slope = -self._through(g, inverse=True)[1].log()
-        return (slope - std.log()).flatten(1).sum(1)
+        return (slope - std.log()).masked_fill(z.isnan(), 0.0).flatten(1).sum(1)
 
     def curve(self, x: Tensor) -> Tensor:
         """g(x) of x (B, C, *spatial) in float64."""
@@ -127,6 +146,9 @@ class Normaliser:
         if self.kind == "bounded":
             low, high = self._bounds(x)
             return (x - low).log() - (high - x).log()
+        if self.kind == "position":
+            m, s = self._places(x)
+            return (x - m) / s
         return self._through(x)[0] if self.kind == "quantile" else x
 
     def _through(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
@@ -141,6 +163,16 @@ class Normaliser:
         slope = (y1 - y0) / (x1 - x0)
         back = lambda v: v.reshape(x.transpose(0, 1).shape).transpose(0, 1)  # noqa: E731
         return back(y0 + (flat - x0) * slope), back(slope)
+
+    def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, std) of each position, (C, *spatial), for x (B, C, *spatial)."""
+        if math.prod(x.shape[2:]) != len(self.knots[0]):
+            raise SfumatoError(
+                f"the normaliser knows {len(self.knots[0]):,} positions of a channel, and samples of shape "
+                f"{tuple(x.shape[1:])} have {math.prod(x.shape[2:]):,}: give samples of the size of the training's"
+            )
+        mean, std = torch.tensor(self.knots, dtype=torch.float64, device=x.device).view(2, *x.shape[1:])
+        return mean, std
 
     def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         knots = torch.tensor(self.knots, dtype=torch.float64, device=x.device)

@@ -93,15 +93,18 @@ def numbers_like(noise: Noise | State, state: State) -> State:
     return noise.normal(tuple(state.shape[1:]), state.device, dtype)
 
 
-def samples(values: Any, what: str) -> Tensor:
-    """Finite samples (B, ...) as a tensor; SfumatoError reports how many values are not finite, and the first place."""
+def samples(values: Any, what: str, gaps: bool = False) -> Tensor:
+    """Finite samples (B, ...) as a tensor; SfumatoError reports how many values are not finite, and the first place.
+
+    gaps: whether NaN stands for a missing value.
+    """
     try:
         x = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         raise SfumatoError(f"{what} takes numbers (B, ...), not {an(type(values).__name__)}.") from None
     if x.ndim < 2 or not len(x):
         raise SfumatoError(f"{what} takes samples (B, ...), at least one, not an array of shape {tuple(x.shape)}.")
-    wrong = (~x.isfinite()).nonzero()
+    wrong = (x.isinf() if gaps else ~x.isfinite()).nonzero()
     if len(wrong):
         where = tuple(wrong[0].tolist())
         raise SfumatoError(

@@ -125,6 +125,7 @@ def test_mistakes_are_one_sentence(refused, models, photo):
     assert "is 1 x 8 x 7, and the model's samples are 1 x 8 x 8" in refused("sample", images, "--denoise", "short.npy")
     assert "has 3 channels, and the model's pictures have 1" in refused("sample", images, "--denoise", "colour.png")
     assert "4 x 4" in refused("sample", images, "--inpaint", "x.png", "--mask", "small.png")
+    assert "x.png is no mask" in refused("sample", images, "--inpaint", "x.png", "--mask", "x.png")
     assert "--blur-width 1.5" in refused("sample", images, "--deblur", "x.png")
     assert "two things to do" in refused("sample", images, "--deblur", "x.png", "--upscale", "small.png")
     assert "--mask goes with --inpaint" in refused("sample", images, "--mask", "mask.png")

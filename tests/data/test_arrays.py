@@ -183,7 +183,7 @@ def test_infinite_values_are_counted_and_located():
         (torch.zeros(4, 2, dtype=torch.complex64), "complex.*two channels"),
         (np.array([{}, []], dtype=object), "must hold numbers"),
         (np.array(["a", "b"]), "must hold numbers"),
-        ([[[1, 2]], [3]], "ragged"),
+        ([[[1, 2]], [3]], "several shapes, .1, 2. and, number 1, .1,."),
         ([torch.zeros(2, 3), torch.zeros(3, 4)], "different shapes"),
         (np.float64(3.0), "single number"),
         (np.zeros((0, 4)), "empty"),

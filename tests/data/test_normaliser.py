@@ -16,6 +16,7 @@ from sfumato.data import statistics as module
 from sfumato.data.statistics import statistics
 from sfumato.errors import SfumatoError
 from sfumato.normaliser import Normaliser
+from sfumato.training.console import Silent
 
 
 def gaussian(shape, seed=0):
@@ -148,10 +149,14 @@ def skewed(kind, count=4000):
     g = gaussian((count, 2, 3))
     if kind == "log":
         return (g * torch.tensor([[2.0], [0.5]], dtype=torch.float64) + torch.tensor([[9.0], [-20.0]])).exp()
+    if kind == "position":
+        return g * torch.tensor([[1e-3, 1.0, 50.0], [2.0, 4.0, 0.1]]) + torch.tensor(
+            [[0.0, 300.0, -5.0], [1.0, 2.0, 3.0]]
+        )
     return g.sigmoid() if kind.startswith("bounded") else torch.where(g > 0, 5 + g, 3 * g)
 
 
-KINDS = ("log", "bounded", "bounded(0, 1)", "quantile")
+KINDS = ("log", "bounded", "bounded(0, 1)", "quantile", "position")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,14 +192,14 @@ def test_log_jacobian_of_other_normalisers_is_that_of_the_map(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_density_in_the_units_of_the_data_has_integral_1(kind):
-    x = skewed(kind)[:, 0].reshape(-1, 1)
+    x = skewed(kind)[:, :1, 1:2] if kind == "position" else skewed(kind)[:, 0].reshape(-1, 1)
     spec = sf.data.DataSpec.fit(sf.data.open(x), torch.arange(len(x)), kind)
-    law = sf.exact.GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.float64), 1.0)
+    law = sf.exact.GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.float64), 1.0, shape=x.shape[1:])
     model = Plain(law.denoiser(sf.Gaussian(sf.schedules.Cosine())), spec)
-    grid = spec.denormalise(torch.linspace(-3, 3, 4001, dtype=torch.float64)[:, None])
+    grid = spec.denormalise(torch.linspace(-3, 3, 4001, dtype=torch.float64).view(-1, *x.shape[1:]))
     density = sf.log_prob(model, grid[1::2], steps=16).value.exp()
     within = math.erf(3 / math.sqrt(2))
-    assert float(density @ grid[::2, 0].diff()) == pytest.approx(within, abs=5e-3)
+    assert float(density @ grid[::2].flatten().diff()) == pytest.approx(within, abs=5e-3)
 
 
 @pytest.mark.parametrize("kind, x, words", [
@@ -202,6 +207,7 @@ def test_a_density_in_the_units_of_the_data_has_integral_1(kind):
     ("log", torch.ones(40, 2, dtype=torch.int32), "holds whole numbers: --normalise log is for floats"),
     ("quantile", torch.arange(80.0).reshape(40, 2).clamp_min(60), "channel 0 .* repeats a value too often"),
     ("bounded(0, 1)", torch.linspace(0, 1, 80).reshape(40, 2), "values from 0 to 1, which are not all between 0 and 1"),
+    ("position", torch.rand(40, 2), "has no positions: leave --normalise position out"),
     ("bounded(1, 0)", torch.rand(40, 2), "bounds are two numbers that increase"),
     ("bounded(a, 0)", torch.rand(40, 2), "bounds are two numbers that increase"),
     ("lgo", torch.rand(40, 2), "there is no normaliser 'lgo': did you mean 'log'"),
@@ -221,6 +227,8 @@ def test_values_beyond_the_map_are_one_sentence():
 @pytest.mark.parametrize("odd", [
     {"name": "cube"}, {"name": "log", "knots": [[0.0, 1.0]]}, {"name": "bounded"},
     {"name": "bounded", "knots": [[1.0, 0.0]]},
+    {"name": "position", "knots": [[1.0, 2.0]]}, {"name": "position", "knots": [[1.0], [0.0]]},
+    {"name": "position", "knots": [[1.0, 1.0], [1.0]]},
     {"name": "quantile", "knots": [[1.0]]}, {"name": "bounded", "knots": [[0.0, 1.0, 2.0]]},
 ])  # fmt: skip
 def test_damaged_normalisers_are_refused(odd):
@@ -247,6 +255,13 @@ def laws(count=4000):
         "one heavy": (np.stack([g[:, 0], draw.standard_t(1, count)], 1), "quantile"),
         "few": (np.exp(g[:50]), "affine"),
         "heavy fields": (draw.standard_t(1, (count, 1, 8)), "affine"),
+        "sensors": (g[:, :1, None] * np.logspace(-2, 1, 9) + draw.normal(size=(count, 1, 9)), "affine"),
+        "sensors in their units": (draw.normal(size=(count, 2, 9)) * np.logspace(-2, 1, 9), "position"),
+        "a field above a profile": (
+            draw.normal(size=(count // 10, 1, 4, 4)) + 40 * np.arange(16).reshape(4, 4),
+            "position",
+        ),
+        "rare spots": ((draw.random((count, 1, 9)) < 0.001) * 1.0, "affine"),
         "sparse": (draw.standard_t(1, (count, 2)).round(), "affine"),
         "counts": (np.exp(g + 3).astype(np.int64), "affine"),
         "constant beside": (np.stack([np.exp(g[:, 0]), 0 * g[:, 0] + 2], 1), "log"),
@@ -291,3 +306,38 @@ def test_a_run_keeps_the_normaliser_that_was_chosen(tmp_path):
     model = sf.resume(tmp_path / "run", steps=3).denoiser
     assert model.spec.normaliser.kind == "log" and float(sf.sample(model, 50, 4).min()) > 0
     assert sf.log_prob(model, x[:4], steps=4, sigma_min=0.1).value.isfinite().all()
+
+
+def test_positions_have_units_of_their_own():
+    """A constant position keeps its value; another number of positions is refused; log p is that of the law."""
+    draw = torch.Generator().manual_seed(0)
+    scale, shift = torch.tensor([0.01, 1.0, 30.0, 1.0]), torch.tensor([5.0, 0.0, -100.0, 7.0])
+    x = (torch.randn(2000, 1, 4, generator=draw) * scale + shift).double()
+    x[:, :, 3] = 7.0
+    spec = sf.data.DataSpec.fit(sf.data.open(x), torch.arange(2000), "position")
+    z = spec.normalise(x)
+    assert not z[:, :, 3].any() and torch.equal(spec.denormalise(z)[:, :, 3], x[:, :, 3])
+    with pytest.raises(SfumatoError, match="knows 4 positions of a channel, and samples of shape .1, 5. have 5"):
+        spec.normaliser.normalise(torch.zeros(2, 1, 5))
+    assert torch.allclose(z[:, 0, :3].std(0), torch.ones(3), atol=1e-3)
+    law = sf.exact.GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), 1.0, shape=(1, 3))
+    three = sf.data.DataSpec.fit(sf.data.open(x[:, :, :3]), torch.arange(2000), "position")
+    found = sf.log_prob(Plain(law.denoiser(sf.Gaussian(sf.schedules.Cosine())), three), x[:20, :, :3], steps=32).value
+    mean, std = x[:, 0, :3].mean(0), x[:, 0, :3].std(0, correction=0)
+    expected = torch.distributions.Normal(mean, std).log_prob(x[:20, 0, :3]).sum(1)
+    assert torch.allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_small_positions_are_learned_in_their_own_units(tmp_path):
+    """Nine sensors whose scales span three powers of ten: the deviations of samples are theirs, where units of the
+    whole channel leave those of the smallest many times too large."""
+    x = np.random.default_rng(0).normal(size=(4000, 1, 9)) * np.logspace(-2, 1, 9)
+    ratio = {}
+    for kind in ("auto", "affine"):
+        run = sf.train(
+            x.astype(np.float32), tmp_path / kind, net="DiT(width=32, depth=2, patch=1)", steps=400, batch=128,
+            lr=2e-3, normalise=kind, precision="float32", sample_every=0, console=Silent(),
+        )  # fmt: skip
+        ratio[kind] = sf.sample(run.denoiser, 2000, 16).double().std(0).numpy()[0] / x.std(0)[0]
+    assert np.abs(np.log(ratio["auto"])).max() < 0.25 and ratio["affine"][0] > 2, ratio

@@ -208,6 +208,9 @@ def test_decoupled_guidance_has_a_scale_for_each_frequency():
     """Of the cosine transform of the difference; low = 1 is plain guidance, and a large cutoff a smaller scale."""
     model, z, t = drawn()
     plain = guide(model, 3.0)(z, t, label=LABEL)
+    for odd in ({"low": "a"}, {"cutoff": None}, {"low": float("inf")}):
+        with pytest.raises(SfumatoError, match="of FrequencyDecoupled is a finite number, not"):
+            FrequencyDecoupled(model, 3.0, **odd)
     close(FrequencyDecoupled(model, 3.0, low=1.0)(z, t, label=LABEL).eps, plain.eps, 1e-9)
     everywhere = FrequencyDecoupled(model, 3.0, low=0.25, cutoff=1e6)(z, t, label=LABEL)
     close(everywhere.x, guide(model, 1.5)(z, t, label=LABEL).x, 1e-9)

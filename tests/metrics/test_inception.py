@@ -119,6 +119,10 @@ def test_other_files_are_one_sentence(files, tmp_path):
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(Scripted()), str(tmp_path / "script.pt"))
     refused(tmp_path / "script.pt", "script.pt is TorchScript, which is code and is never run")
+    (tmp_path / "words.pth").write_bytes(b"hello")  # to pickle a number that is looked up in vain
+    refused(tmp_path / "words.pth", "cannot be read as a state dict: it is damaged, or of another kind")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    refused(tmp_path / "empty.pth", "it ends too early")
     torch.save([1], tmp_path / "list.pth")
     refused(tmp_path / "list.pth", "holds no state dict")
     torch.save({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "imagenet.pth")

@@ -24,6 +24,7 @@ from sfumato.sampling import plans, sample
 from sfumato.unclip import UnCLIP
 
 NUMBER, NOISE, STRENGTH = 16, 0.01, 0.6
+GREY, MOST_GREY = 0.1, 0.25  # of the range from black or white, and the share of a mask that may be between, at edges
 MEASURED = ("inpaint", "extend", "upscale", "deblur", "denoise", "measured")
 _EDITS = (*MEASURED, "from", "interpolate", "variations")
 _OF_STAGES = {"upscale": Cascade, "interpolate": UnCLIP, "variations": UnCLIP}
@@ -107,12 +108,22 @@ def _by_stages(
     plan = plans(model, options.steps, options.solver)[-1]
     more = {"steps": plan.steps, "solver": plan.name}
     if edit == "upscale":
-        return sample(model, low_resolution=_values(options.upscale, spec), **how), more
+        return sample(model, low_resolution=_small(options.upscale, model, spec), **how), more
     if edit == "variations":
         return latents.variations(model, _sample(options.variations, spec), **how), more
     a, b = (_sample(name, spec)[None] for name in options.interpolate)
     n = max(how.pop("n"), 2)
     return latents.interpolate(model, a, b, torch.linspace(0, 1, n).tolist(), **how)[:, 0], more
+
+
+def _small(file: str, model: Any, spec: DataSpec) -> torch.Tensor:
+    """The pictures that a cascade enlarges, one or one each, of the size of what one of its stages draws."""
+    small = _values(file, spec)
+    shapes = [tuple(stage.shape) for stage in model.stages[:-1]]
+    if tuple(small.shape[-len(spec.shape) :]) not in shapes:
+        sizes = " or ".join(_size(shape) for shape in shapes)
+        raise SfumatoError(f"{file} is {_size(small.shape)}, and the model enlarges pictures of {sizes}: resize it")
+    return small
 
 
 def _value(options: Any, name: str) -> Any:
@@ -178,12 +189,23 @@ def _with_gaps(options: Any, spec: DataSpec) -> tuple[torch.Tensor, operators.Ma
             f"{options.mask} is {_size(mask.shape)}, and the model's samples are {_size(spec.shape)}: the sides of the "
             "mask have to be those of the samples"
         )
+    _require_two_values(options.mask, mask)
     hidden = torch.from_numpy(mask > mask.max() / 2)
     if not bool(hidden.any()):
         raise SfumatoError(f"{options.mask} is black: make white what is to be filled in")
     if hidden.ndim == len(spec.shape) and len(hidden) != spec.shape[0]:  # a picture of other channels
         hidden = hidden.any(0)
     return x, operators.Mask(~hidden)
+
+
+def _require_two_values(file: str, mask: np.ndarray) -> None:
+    """Raise SfumatoError for a picture that is no mask: more than its edges are grey."""
+    low, high = float(mask.min()), float(mask.max())
+    grey = (mask > low + GREY * (high - low)) & (mask < high - GREY * (high - low))
+    if grey.mean() > MOST_GREY:
+        raise SfumatoError(
+            f"{file} is no mask, {grey.mean():.0%} of it is grey: make what is to be filled in white, all else black"
+        )
 
 
 def _in_the_middle(file: str, small: torch.Tensor, shape: tuple[int, ...]) -> tuple[torch.Tensor, operators.Mask]:

@@ -42,6 +42,7 @@ def evaluate(options: Any, voice: Voice) -> None:
     evaluator = Evaluator(
         model, opened(options, getattr(model, "spec", None)), options.metrics, options.number,
         features=options.features, part=options.part, weights=options.weights, batch=options.batch, device=device,
+        unordered=options.unordered or None,
     )  # fmt: skip
     how = {name: getattr(options, name) for name in SWEPT}
     facts = {"model": str(options.model), "data": options.data}

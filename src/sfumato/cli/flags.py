@@ -53,6 +53,15 @@ def whole_number(word: str) -> int:
 whole_number.__name__ = "int"  # what argparse calls it in its messages
 
 
+def whole_numbers(word: str) -> int | list[int]:
+    """20, or each of 5,20,30."""
+    found = [whole_number(each) for each in word.split(",")]
+    return found if "," in word else found[0]
+
+
+whole_numbers.__name__ = "int"
+
+
 def scale_or_range(word: str) -> float | tuple[float, float]:
     """2.5, or the ends of 1:4."""
     low, colon, high = word.partition(":")

@@ -48,10 +48,9 @@ def likelihood(options: Any, voice: Voice) -> None:
         of_rows(denoiser, options, voice, started)
         return
     source = opened(options, spec)
-    if source.missing:
+    if source.missing and not spec.missing:
         raise SfumatoError(
-            f"{source.name} has {source.gaps}, and the likelihood is that of whole samples: "
-            f"{'it is not known here' if source.layout else 'fill them, or leave these samples out'}"
+            f"{source.name} has {source.gaps}, and the model knows whole samples alone: fill them, or leave them out"
         )
     # spread over the set: folders are sorted by class
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
@@ -140,13 +139,14 @@ def report(found: Measured, spec: DataSpec) -> list[str]:
     mean, error = found.mean()
     between = f" (its standard error {_figure(error)})" if len(found) > 1 else ""
     sign = ">=" if found.bound else "="
-    lines = [f"log p(x) {sign} {mean:.6g} nats per sample{between}, in the units of the data ({spec.dtype})."]
+    what = "log p(x)" if spec.lengths is None else "log p(x | its length)"
+    lines = [f"{what} {sign} {mean:.6g} nats per sample{between}, in the units of the data ({spec.dtype})."]
     if found.dequantisation is not None:
         bits = float(found.bits_per_dim.mean())
         above = ": a bound from above" if found.bound or found.dequantisation != "symbols" else ""
         lines.append(f"{bits:.4f} bits per dimension, {WHOLE[found.dequantisation]}{above}.")
     lines.append(
-        f"{len(found)} samples of {found.dim} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
+        f"{len(found)} samples of {found.sizes} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
     )
     return lines + [f"  {WORDS[name]:<33} {_figure(value)} nats" for name, value in facts(found)["rms"].items()]
 

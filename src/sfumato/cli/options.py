@@ -15,7 +15,7 @@ from sfumato.cli.common import (
     SOURCES,
     WEIGHTS,
 )
-from sfumato.cli.flags import Command, flag, place, scale_or_range, seed, several
+from sfumato.cli.flags import Command, flag, place, scale_or_range, seed, several, whole_numbers
 from sfumato.cli.questions import (
     CERTIFY,
     DOCTOR,
@@ -126,9 +126,10 @@ SAMPLE = Command(
             name="--given", empty=True, default=[],
         ),
         flag(
-            "--length", int,
+            "--length", "INT",
             "Of text: how many symbols, by default one window of training; of sequences of several lengths: how many "
-            "steps, by default drawn from the lengths of the training.",
+            "steps, one number or one for each sample (5,20,30), by default drawn from the lengths of the training.",
+            type=whole_numbers,
         ),
         flag("--prompt", "TEXT", "Of text: how each begins."),
         flag(

@@ -90,6 +90,10 @@ EVALUATE = Command(
             "--part", ("train", "holdout", "all"),
             "Which of the training data to compare with; by default train. Other data are compared with whole.",
         ),
+        flag(
+            "--unordered", bool,
+            "Samples are sets of points (C, L), whose order says nothing, as it does not to --net SetTransformer.",
+        ),
         flag("--steps", int, "Steps of the solver."),
         flag("--solver", "NAME", "Solver, as for `sfumato sample`."),
         flag("--guidance", float, "Guidance scale; by default none: the learned law."),

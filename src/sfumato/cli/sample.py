@@ -121,8 +121,12 @@ def _refuse_edits(options: Any, model: Any) -> None:
 
 def _index(options: Any, spec: DataSpec, given: Mapping[str, str]) -> torch.Tensor:
     """The numbers of the samples."""
-    number = options.number
+    number, each = options.number, options.length if isinstance(options.length, list) else []
+    if each and (spec.lengths is None or number not in (None, len(each))):
+        where = f"-n is {number:,}: leave -n out" if spec.lengths is not None else "this model takes one: give one"
+        raise SfumatoError(f"--length has {len(each):,} numbers, and {where}")
     captions = _captions(spec, given)
+    number = len(each) if each else number
     if number is None and captions:
         number = PER_CAPTION * captions
     if number is None:
@@ -199,11 +203,12 @@ def _say_plan(options: Any, model: Any, plan: Plan, note: Callable[[str], None])
 def _draw(model: Any, options: Any, index: torch.Tensor, given: Conditions, world: World) -> Any:
     """Samples batch by batch: an array, or a list of the arrays of sequences of several lengths."""
     parts: list[Any] = []
-    how = {name: getattr(options, name) for name in ("steps", "solver", "seed", "length")} | {"world": world}
+    how = {name: getattr(options, name) for name in ("steps", "solver", "seed")} | {"world": world}
+    length = options.length
     with counting("Drawing samples", len(index)) as count:
         for rows in torch.arange(len(index)).split((options.batch or sampling.BATCH) * world.size):
-            cond = given.rows(rows)
-            parts.append(sampling.sample(model, index=index[rows], cond=cond, **how))
+            own = [length[i] for i in rows.tolist()] if isinstance(length, list) else length
+            parts.append(sampling.sample(model, index=index[rows], cond=given.rows(rows), length=own, **how))
             count(len(rows))
     if isinstance(parts[0], list):
         return [_plain(one) for part in parts for one in part]
@@ -244,6 +249,7 @@ def manifest(
         facts |= {"guidance": scale, "guidance_interval": options.guidance_interval}
     facts |= {name: getattr(options, name) for name in (*FLAGS, "length")}
     spec = denoiser.spec
+    facts["layout"] = spec.lengths.layout if spec is not None and spec.lengths is not None else None
     if spec is not None and spec.classes:
         drawn = set(columns["label"]) if "label" in given else {"all in turn"}
         facts |= {"class": drawn.pop()} if len(drawn) == 1 else {}

@@ -25,6 +25,7 @@ FILL_VALUES = (-999, -9999, -99999, -999999, 1e20, 9.969209968386869e36, -3.4028
 IMAGE_DTYPES = (torch.uint8, torch.uint16)
 IMAGE_CHANNELS = (1, 3, 4)
 MIN_IMAGE_SIDE = 8  # shorter axes are read as channels
+CLASSES = "classes"  # of an .npz: the names of the classes whose numbers are its labels
 MAP_BYTES = 1 << 30  # larger .npy files are memory-mapped
 
 
@@ -60,7 +61,7 @@ def read_npz(path: Path, samples: Callable[[Mapping[str, np.ndarray]], str]) -> 
     """
     archive = Archive(path)
     chosen = archive.arrays[samples(archive.arrays)]
-    used = [key for key, value in archive.arrays.items() if value.shape[:1] == chosen.shape[:1]]
+    used = [key for key, value in archive.arrays.items() if value.shape[:1] == chosen.shape[:1] or key == CLASSES]
     return {**archive.arrays, **archive.read(used)}
 
 
@@ -73,7 +74,9 @@ def to_tensor(obj: Any, where: str) -> Tensor:
     try:
         array = np.asarray(_filled(obj))
     except ValueError:
-        raise SfumatoError(f"{where} is ragged: every sample must have the same shape") from None
+        raise SfumatoError(f"{where} {ragged(obj)}") from None
+    if array.dtype == object and all(each is None or isinstance(each, int | float) for each in array.flat):
+        array = array.astype(np.float64)  # None is NaN
     if array.dtype.kind == "c":
         raise SfumatoError(f"{where} is complex ({array.dtype}): give real and imaginary parts as two channels")
     if array.dtype.kind not in "biuf":
@@ -86,6 +89,20 @@ def to_tensor(obj: Any, where: str) -> Tensor:
         array = array.astype(np.float64)
     array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def ragged(obj: Any) -> str:
+    """What to say of a list whose entries are of several shapes."""
+    try:
+        shapes = [tuple(np.shape(each)) for each in obj]
+    except ValueError:
+        return "has an entry that is itself ragged: give each as an array of one shape"
+    first = shapes[0]
+    number, other = next((i, shape) for i, shape in enumerate(shapes) if shape != first)
+    both = f"has entries of several shapes, {first} and, number {number:,}, {other}"
+    if len(first) == len(other) == 2:
+        return f"{both}: sequences may differ in their steps alone, and have the same channels"
+    return f"{both}: every sample must have the same shape, and sequences (L,) or (L, C) the same channels"
 
 
 def _filled(obj: Any) -> Any:
@@ -175,7 +192,7 @@ def _fill_values(dtype: torch.dtype) -> list[float]:
 def missing_share(x: "Samples", where: str, layout: str = "") -> tuple[float, ...]:
     """The share of missing values, NaN, in each channel of x (N, C, *spatial); () if none is missing.
 
-    layout: of padded sequences, whose shares are of the values before their ends.
+    layout: of padded sequences, whose shares are of the values before their ends, and never ().
 
     Raises SfumatoError for infinite values, with their count and first position, and if no value is there.
     """
@@ -198,5 +215,5 @@ def missing_share(x: "Samples", where: str, layout: str = "") -> tuple[float, ..
     share = gaps.double() / (math.prod(x.shape[2:]) * len(x))
     if bool((share == 1).all()):
         raise SfumatoError(f"{where} holds no number, all are missing (NaN)")
-    found = tuple(share.tolist()) if bool(gaps.any()) else ()
+    found = tuple(share.tolist()) if layout or bool(gaps.any()) else ()
     return within(found, ends(x), x.shape[2]) if layout else found

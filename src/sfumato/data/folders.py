@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +17,7 @@ from .formats import Size
 from .images import IMAGE_SUFFIXES, ImageFiles, Images, Items, Part, read_images
 from .kinds import CLASS_NAMES, TEXT_NAMES, columns, few, not_used, with_label
 from .labels import label_column
+from .lengths import layout_in
 from .names import Asked, Pictures, class_names, listed, read_names
 from .rows import Samples, in_blocks
 from .source import LABEL, Source
@@ -110,13 +112,14 @@ def _fields(
     return made, left
 
 
-def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mapping[str, str], asked: Asked) -> Source:
+def open_table(
+    table: tables.TableFiles, size: Size | None, name: str, kinds: Mapping[str, str], asked: Asked
+) -> Source:
     """The pictures or the numbers of a table, with its other columns as conditions.
 
     kinds: name -> kind of condition, where the user has set it: such a column is no part of the samples, and text with
     many values is read too. asked: perhaps the column of samples, and the split, if a column names one in each row.
     """
-    table = tables.TableFiles(paths)
     if not len(table):
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
     split, chosen = table.keep_split(asked.split, kinds)
@@ -132,18 +135,19 @@ def open_table(paths: Sequence[Path], size: Size | None, name: str, kinds: Mappi
         kept = np.array(read.kept, dtype=np.int64)
         conditions = {name: found.take(kept) for name, found in conditions.items()}
         return _source(items, read.kept, read, name, conditions, [*chosen, str(roles), *unread], [], "row")
-    layout, identity = "", None
-    if len(roles.numbers) == 1 and (lists := read_lists(table, roles.numbers[0])):
+    layout, identity, whole = layout_in((table.schema.metadata or {}).get(b"sfumato", b"")) or asked.layout, None, ""
+    if len(roles.numbers) == 1 and (lists := read_lists(table, roles.numbers[0], layout)):
         x: Samples
-        x, layout, (first, *notes) = sequences.joined(lists, table.where)
+        x, layout, (first, *notes), whole = sequences.joined(lists, table.where, layout)
         kind = "array"
     else:
         x, kind, notes, identity = read_numbers(table, roles.numbers)
-        first = Source.headline(x)
+        first, layout = Source.headline(x), ""
     missing = arrays.missing_share(x, table.where, layout)
     arrays.require_unfilled(x, table.where)
     notes = [first, *chosen, str(roles), *notes, *unread]
-    return Source(x, kind, name, conditions, notes=notes, identity=identity, missing=missing, layout=layout)
+    made: dict[str, Any] = {"notes": notes, "identity": identity, "missing": missing, "layout": layout, "whole": whole}
+    return Source(x, kind, name, conditions, **made)
 
 
 def _source(
@@ -159,7 +163,8 @@ def _source(
         were = counted(len(skipped), f"{what} was", f"{what}s were")
         notes.append(f"{were} skipped ({listed(path for path, _ in skipped)}); `sfumato inspect` says why.")
     x, ids = in_blocks(read.x, items.blocks, kept), [items.names[i] for i in kept]
-    return Source(x, kind, name, conditions, ids, skipped, notes, identity=read.identity)
+    missing = arrays.missing_share(read.x, name)
+    return Source(x, kind, name, conditions, ids, skipped, notes, identity=read.identity, missing=missing)
 
 
 def _beside(

@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 WORTH_BYTES, WORTH_COUNT = 4 << 20, 500  # bytes encoded, pictures: below these, decoding is faster than the cache
 WORKERS = 4  # decoding threads
-_RULES = 2  # version of the rules by which pictures become samples: another number ignores older cache entries
+_RULES = 3  # version of the rules by which pictures become samples: another number ignores older cache entries
 _AHEAD = 1024  # pictures queued for the threads at once: millions of futures would take too much memory
 T = TypeVar("T")
 R = TypeVar("R")

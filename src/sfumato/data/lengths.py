@@ -8,6 +8,7 @@ whose steps have no order, are stored alike.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Lengths:
                     f"a sequence of shape {tuple(part.shape)} is given, and the model knows up to {shape[1]:,} steps "
                     f"of {counted(shape[0], 'channel')}, laid out as {self.layout}"
                 )
-        return stacked([part if part.is_floating_point() else part.float() for part in found], self.layout, shape[1])
+        return stacked([part if part.is_floating_point() else part.double() for part in found], self.layout, shape[1])
 
     def describe(self, channels: int) -> str:
         """sequences of 30 to 512 steps of 3 channels"""
@@ -130,8 +131,40 @@ def layout_of(shapes: Sequence[Sequence[int]]) -> str:
     return next((layout for layout, axis in (("LC", 1), ("CL", 0)) if len({shape[axis] for shape in shapes}) == 1), "")
 
 
+def fits_layout(shapes: Sequence[Sequence[int]], layout: str) -> bool:
+    """Whether arrays of these shapes are sequences in this layout, of one length or several; "" fits none."""
+    if not layout or any(len(shape) != len(layout) for shape in shapes):
+        return False
+    return "C" not in layout or len({shape[layout.index("C")] for shape in shapes}) == 1
+
+
+def layout_in(manifest: str | bytes) -> str:
+    """The layout of the sequences in a file of samples, as its manifest says (`cli.sample`); "" if it says none."""
+    try:
+        found = json.loads(manifest)["layout"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return found if found in LAYOUTS else ""
+
+
 def stacked(parts: Sequence[Tensor], layout: str, length: int | None = None) -> Tensor:
     """Floats x_i in a layout -> (N, C, length), NaN beyond their ends. length: by default that of the longest."""
     rows = [part[None] if layout == "L" else part if layout == "CL" else part.mT for part in parts]
     length = max(row.shape[1] for row in rows) if length is None else length
     return torch.stack([F.pad(row, (0, length - row.shape[1]), value=torch.nan) for row in rows])
+
+
+def with_mask(x: Tensor) -> Tensor:
+    """Normalised x (n, C, *spatial) with NaN -> (n, F): 0 for NaN, and beside it where NaN was, as numbers 0 and 1; of
+    sequences, whose channels end together, one a step."""
+    gaps = x.isnan()
+    mask = gaps[:, 0] if bool((gaps == gaps[:, :1]).all()) else gaps
+    return torch.cat((x.masked_fill(gaps, 0.0).flatten(1), mask.flatten(1).to(x)), 1)
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Sets of points x (n, C, L) with these by their coordinates, the first before the others, and NaN last."""
+    for channel in reversed(range(x.shape[1])):
+        order = x[:, channel].argsort(dim=1, stable=True)
+        x = x.gather(2, order[:, None].expand_as(x))
+    return x

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import SfumatoError
+from .arrays import CLASSES
 from .names import LABEL_NAMES, SAMPLE_NAMES, Asked, Split, array_name, choose_split, listed
 
 LABEL_KEYS = ("y", "labels", "label", "target", "targets")  # arrays of these names hold labels, if they can
@@ -129,6 +130,18 @@ def _labels(beside: Mapping[str, Any], count: int) -> str | None:
 def label_keys(names: Iterable[str]) -> list[str]:
     """Those of the names that labels have, the likeliest first."""
     return [key for known in LABEL_KEYS for key in names if key.lower() == known]
+
+
+def spelt(beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays with names of classes in the place of their numbers, -1 for none, where a file holds these names too."""
+    names, numbers = beside.get(CLASSES), beside.get("labels")
+    if not (isinstance(names, np.ndarray) and names.dtype.kind == "U" and names.ndim == 1 and len(names)):
+        return dict(beside)
+    if not (isinstance(numbers, np.ndarray) and numbers.dtype.kind in "iu" and numbers.ndim == 1):
+        return dict(beside)
+    if numbers.size and not -1 <= numbers.min() <= numbers.max() < len(names):
+        return dict(beside)
+    return {name: each for name, each in beside.items() if name != CLASSES} | {"labels": np.append(names, "")[numbers]}
 
 
 def _decided(samples: str, label: str | None) -> str:

@@ -36,7 +36,8 @@ _BEFORE, _AFTER = re.compile(rf"(?i:({_WORDS}))([xy]|[A-Z]\w*)"), re.compile(rf"
 class Asked(NamedTuple):
     """What a user said of the data: the split to read; the name of the array, column or picture of a pair that is to be
     learned; of text, the length of a window, the tokens, in words or a `Tokeniser`, and whether each text is a sample;
-    of a table of columns, their kinds or its `TableSchema`, False where it is none; None where nothing was said."""
+    of a table of columns, their kinds or its `TableSchema`, False where it is none; None where nothing was said; the
+    layout of sequences of several lengths (`lengths.LAYOUTS`), also where all of these are as long, or ""."""
 
     split: str | None
     key: str | None
@@ -44,6 +45,7 @@ class Asked(NamedTuple):
     tokens: Any = None
     columns: Any = None
     whole: bool = False
+    layout: str = ""
 
     def require_unused(self, where: str) -> None:
         """Raise SfumatoError for data that have neither splits nor names to choose from, and are no text."""

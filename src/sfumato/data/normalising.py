@@ -1,9 +1,10 @@
 """The normaliser of a data set: affine, or by the logarithm, the bounds or the quantiles of values far from normal.
 
-auto            log, quantile or affine, by the rule of `chosen`
+auto            log, quantile, position or affine, by the rule of `chosen`
 log             values above 0 that span powers of ten
 bounded         values within limits, by default 1 % of the range beyond the data; bounded(0, 1) declares them
 quantile        any shape of one number's distribution
+position        mean and deviation of each position of a channel, as of sensors side by side
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 MARGIN = 0.01  # of the range, beyond the data
 KNOTS, VALUES = 128, 1 << 20  # of quantiles, and the most values a channel from which they are taken
 AUTO = "auto"
-LEAST = {"log": 100, "quantile": 1000}  # samples from which one is chosen
+PLACES, APART, EVEN = 4096, 100, 0.2  # most positions; of the variance of a channel, over that of most; of a quarter
+LEAST = {"log": 100, "quantile": 1000, "position": 100}  # samples from which one is chosen
 SPAN, SKEW = 30, 0.5  # of values that are learned by their logarithm
 TAILS = 20  # the middle 99.8 % over the middle 50 %, of values that are learned by their quantiles; 4.6 if normal
 _AT = (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
@@ -56,21 +58,34 @@ def fit(source: Source, indices: Tensor, figures: Statistics, whole: Statistics,
     if source.table is not None or source.text is not None:
         what = "text, which is symbols" if source.table is None else "a table, which normalises each column itself"
         raise SfumatoError(f"{source.name} is {what}: leave out --normalise {kind}")
-    if not source.x.dtype.is_floating_point:
+    if source.whole or not source.x.dtype.is_floating_point:
         raise SfumatoError(f"{source.name} holds whole numbers: --normalise {kind} is for floats, leave it out")
     low, high = torch.tensor(whole.low, dtype=torch.float64), torch.tensor(whole.high, dtype=torch.float64)
     if kind == "log" and not bool((low > 0).all()):
         raise SfumatoError(f"{source.name} has values down to {float(low.min()):g}: --normalise log needs all above 0")
+    ones = (1.0,) * len(figures.mean)
+    if kind == "position":
+        mean, std = _by_position(source, indices, torch.tensor(Normaliser.of(figures).std, dtype=torch.float64))
+        return Normaliser((0.0,) * len(ones), ones, kind, tuple(map(tuple, torch.cat((mean, std)).tolist())))
     knots: tuple[tuple[float, ...], ...] = ()
     if kind == "bounded":
         knots = _bounds(source.name, low, high, bounds)
     elif kind == "quantile":
         knots = _quantiles(source, indices)
-    ones = (1.0,) * len(figures.mean)
     curve = Normaliser((0.0,) * len(ones), ones, kind, knots)
     mean, std, *_ = moments(source.x, indices, lambda flat: curve.curve(flat[None])[0])
     std = torch.where(std > 0, std, 1.0)
     return Normaliser(tuple(mean.tolist()), tuple(std.tolist()), kind, knots)
+
+
+def _by_position(source: Source, indices: Tensor, channel: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, std) of the present values at each position, (C, P) each, of samples in memory; a position without spread
+    has the deviation of its channel."""
+    if len(source.shape) < 2 or not isinstance(source.x, Tensor):
+        what = "has no positions" if len(source.shape) < 2 else "is read from disk as it is used"
+        raise SfumatoError(f"{source.name} {what}: leave --normalise position out")
+    mean, std, *_ = (each.view(len(channel), -1) for each in moments(source.x.flatten(1), indices))
+    return mean.nan_to_num(0.0), torch.where(std > 0, std, channel[:, None])
 
 
 def _bounds(
@@ -118,16 +133,18 @@ def _quantile(values: Tensor, at: Tensor) -> Tensor:
 
 
 def chosen(source: Source, indices: Tensor, lowest: Callable[[], float]) -> str:
-    """What suits the samples at `indices`: log, quantile or affine; lowest: gives the least value of all samples.
+    """What suits the samples at `indices`: log, quantile, position or affine; lowest: gives the least value of all.
 
     log        all values above 0; in some channel q99 / q01 >= SPAN and s >= SKEW, at most half of which is left by the
                logarithm; in no channel is the logarithm more skewed than SKEW and than the values
     quantile   vectors, of which some number has (q99.9 - q0.1) / (q75 - q25) > TAILS, and none repeats a value often
+    position   arrays of which, in some channel, the variance at most positions is below that of the channel / APART,
+               and at most positions half of the values lie further apart than EVEN deviations (none is sparse)
     affine     everything else
 
     s = (q99 + q01 - 2 q50) / (q99 - q01) is skewness by quantiles, 0.8 for exp N(0, 1) and 0.7 for waiting times.
     """
-    numbers = source.x.dtype.is_floating_point and source.table is None and source.text is None
+    numbers = source.x.dtype.is_floating_point and not source.whole and source.table is None and source.text is None
     if not numbers or len(indices) < LEAST["log"]:
         return "affine"
     q = _quantiles_at(source, indices, torch.tensor(_AT, dtype=torch.float64))
@@ -137,14 +154,33 @@ def chosen(source: Source, indices: Tensor, lowest: Callable[[], float]) -> str:
         worse = log.abs() > plain.abs().clamp_min(SKEW)
         if bool(skewed.any() and not worse.any()) and lowest() > 0:
             return "log"
+    if len(source.shape) > 1:
+        return "position" if _uneven(source, indices) else "affine"
     heavy = q[:, 6] - q[:, 0] > TAILS * (q[:, 4] - q[:, 2])
-    if len(source.shape) > 1 or len(indices) < LEAST["quantile"] or not bool(heavy.any()):
+    if len(indices) < LEAST["quantile"] or not bool(heavy.any()):
         return "affine"
     try:
         _quantiles(source, indices)
     except SfumatoError:  # values that repeat
         return "affine"
     return "quantile"
+
+
+def _uneven(source: Source, indices: Tensor) -> bool:
+    """Whether positions of a channel differ so much that most are lost in its units."""
+    places = math.prod(source.shape[1:])
+    if source.layout or not isinstance(source.x, Tensor) or not 1 < places <= PLACES:
+        return False
+    rows = indices[
+        torch.linspace(0, len(indices) - 1, min(len(indices), max(LEAST["position"], VALUES // places))).long()
+    ]
+    x = source.x[rows].double()
+    if bool(x.isnan().any()):
+        return False
+    q = torch.quantile(x.flatten(1), torch.tensor([0.25, 0.75], dtype=torch.float64), dim=0)
+    spread, std = (q[1] - q[0]).view(source.shape[0], -1), x.std(0, correction=0).view(source.shape[0], -1)
+    most, whole = std.square().median(1).values, x.transpose(0, 1).flatten(1).var(1, correction=0)
+    return bool(((APART * most < whole) & (spread > EVEN * std).double().mean(1).gt(0.9)).any())
 
 
 def _skew(q: Tensor) -> Tensor:
@@ -157,5 +193,6 @@ def reason(kind: str) -> list[str]:
     why = {
         "log": "Values are positive and skewed over powers of ten: their logarithm is learned",
         "quantile": "Values have heavy tails: they are learned through their quantiles",
+        "position": "Positions differ in scale or offset: each is learned in its own deviations",
     }
     return [f"{why[kind]} (--normalise affine learns the values themselves)."] if kind in why else []

@@ -16,13 +16,14 @@ from torch import Tensor
 from ..errors import SfumatoError, an, counted, place, whole
 from ..files import require_plain
 from ..machine import default_cpu, fits
-from . import arrays, builtin, file_format, frames, limits, metadata, sequences, tables
+from . import arrays, builtin, file_format, frames, hugging_face, limits, metadata, sequences, tables
 from .folders import open_archives, open_pictures, open_table
 from .formats import Size
 from .images import IMAGE_SUFFIXES, together
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
-from .named_arrays import label_keys, pick
+from .lengths import layout_in
+from .named_arrays import label_keys, pick, spelt
 from .names import Asked, choose_split, split_of, split_of_file
 from .numpy_files import Archive
 from .picture import check_size, fit_cover
@@ -36,6 +37,7 @@ from .walk import Files, walk
 
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv", ".tsv")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MANIFEST = 1 << 24  # bytes
 HANDFUL = 16  # fewer samples than this are almost certainly a mistake
 
 
@@ -60,9 +62,9 @@ def open(
         format ("photos.tar", "photos-{000..012}.tar", "photos-*.tar", or their folder), tables of pictures or numbers
         (.parquet, .feather, .arrow, .csv, or a folder saved by `datasets`), text (.txt, a folder of them, .jsonl, a
         column of a table), a file of another format (.h5, .nc, .zarr, .tif, .nii, .fits, .wav, .mp4, .pt ..) or a
-        folder of volumes or recordings, the name of a built-in set ("fashion", "digits" ..), a list of strings, a data
-        frame of pandas or polars, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x": x, "temperature":
-        t, ...} of samples and their conditions, the layout of an .npz file.
+        folder of volumes or recordings, a built-in set ("fashion", "digits" ..), a list of strings, a data frame of
+        pandas or polars, a data set of `datasets`, a tensor or array (N, *shape), a pair (x, labels), or a dict {"x":
+        x, "temperature": t, ...} of samples and their conditions, the layout of an .npz file.
     labels: one integer or string per sample; they replace those of the source.
     size: side in pixels, or (height, width); for images only. name: of the source.
     conditions: name -> "label", "multilabel", "scalar", "vector", "field" or "text", for kinds not to be guessed from
@@ -97,17 +99,22 @@ def open(
     if labels is not None:
         source = _labelled(source, labels)
     if not isinstance(obj, Source):
-        source = _to_length(source, conditions) if isinstance(conditions, DataSpec) else source
+        source = _as_known(source, conditions)
         source = _noted(source, [*missing_words(source.missing), *([] if known else _few(len(source)))], [])
     return with_kinds(replace(source, name=name or source.name), kinds, known)
 
 
-def _to_length(source: Source, spec: DataSpec) -> Source:
-    """Sequences padded to the length that a model knows."""
-    if spec.lengths is None or not source.layout or source.shape[1] >= spec.shape[1]:
+def lengthened(source: Source, length: int) -> Source:
+    """Sequences padded to this length; of other data the source as it is."""
+    if not source.layout or source.shape[1] >= length:
         return source
-    x = torch.nn.functional.pad(source.x[torch.arange(len(source))], (0, spec.shape[1] - source.shape[1]), value=np.nan)
+    x = torch.nn.functional.pad(source.x[torch.arange(len(source))], (0, length - source.shape[1]), value=np.nan)
     return replace(source, x=x, identity=None)
+
+
+def _as_known(source: Source, known: Any) -> Source:
+    """Sequences padded to the length of those of a model's spec; of other data, or without one, the source as it is."""
+    return lengthened(source, known.shape[1]) if getattr(known, "lengths", None) is not None else source
 
 
 def _few(count: int) -> list[str]:
@@ -122,7 +129,8 @@ def _said(obj: Any, conditions: Any, asked: Asked) -> tuple[dict[str, str], Aske
         if conditions.text is not None and isinstance(obj, str | os.PathLike | list):
             length = asked.length or conditions.shape[1]
             asked = asked._replace(length=length, tokens=conditions.text, whole=conditions.whole_texts)
-        asked = asked._replace(columns=conditions.table or False)
+        layout = "" if conditions.lengths is None else conditions.lengths.layout
+        asked = asked._replace(columns=conditions.table or False, layout=layout)
         conditions = {each: condition.kind for each, condition in conditions.conditions.items()}
     if not isinstance(conditions, Mapping | None):
         raise SfumatoError(f"conditions are names and kinds, {{'mass': 'scalar'}}, not {conditions!r:.80}")
@@ -144,6 +152,8 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
         asked.require_unused(obj.name)
         return obj
     if not isinstance(obj, str | os.PathLike):
+        if hugging_face.is_dataset(obj):
+            return hugging_face.open_dataset(obj, size, kinds, asked)
         return _from_object(obj, asked)
     text = os.fspath(obj)
     if text in builtin.NAMES:
@@ -176,8 +186,9 @@ def _read_files(
     if suffix in (*SUFFIXES, *LINES):
         return _noted(open_texts(paths, name, asked), note, [])
     if suffix in TABLE_SUFFIXES and (asked.key is not None or suffix not in (".csv", ".tsv")):
-        if (column := text_column(paths, asked.key)) is not None:
-            return _noted(open_column(paths, name, column, asked._replace(key=None)), note, [])
+        if (column := text_column(tables.TableFiles(paths[:1]), asked.key)) is not None:
+            table = tables.TableFiles(paths)
+            return _noted(open_column(table, name, column, asked._replace(key=None)), note, [])
     form = file_format.of(first)
     if isinstance(form, file_format.Stack):
         return _noted(open_stacks(paths, form, name, asked, root), note, [])
@@ -185,7 +196,7 @@ def _read_files(
     if first.name.lower().endswith(TAR_SUFFIXES):
         return _noted(open_archives(paths, size, name, asked), note, [])
     if suffix in TABLE_SUFFIXES:
-        return _noted(open_table(paths, size, name, kinds, asked), note, [])
+        return _noted(open_table(tables.TableFiles(paths), size, name, kinds, asked), note, [])
     if len(paths) > 1:
         raise SfumatoError(
             f"{first} and {len(paths) - 1:,} more: only .tar archives, .parquet tables and texts may be several"
@@ -213,12 +224,17 @@ def _read_files(
 def _members(path: Path, asked: Asked) -> Source | None:
     """The sequences in a .npz file with an array for each; None for any other."""
     archive = Archive(path)
-    keys, others = sequences.members(archive.arrays)
+    own = archive.arrays.get("manifest", np.zeros(()))  # of a file that `sfumato sample` wrote
+    text = own.dtype.kind == "U" and own.ndim == 0 and own.nbytes <= _MANIFEST
+    layout = layout_in(str(archive.read(["manifest"])["manifest"])) if text else asked.layout
+    keys, others = sequences.members(archive.arrays, layout)
     if not keys:
         return None
+    others += [arrays.CLASSES] if arrays.CLASSES in archive.arrays and arrays.CLASSES not in others else []
     asked.require_unused(str(path))
     named = archive.read([*keys, *others])
-    found = _from_array([named[key] for key in keys], {key: named[key] for key in others}, str(path), path.stem)
+    parts, beside = [named[key] for key in keys], {key: named[key] for key in others}
+    found = _from_array(parts, beside, str(path), path.stem, layout)
     return _noted(found, ["Each array is a sequence (--key names one that holds all samples)."], [])
 
 
@@ -273,8 +289,8 @@ def _each_a_sample(root: Path, files: Sequence[Path], found: Files, asked: Asked
     asked.require_unused(str(root))
     parts = [arrays.read_npy(path) for path in files]
     if len({part.shape for part in parts}) > 1 and not sequences.found(parts):
-        raise SfumatoError(_nothing(root, found))
-    source = _from_array(parts, {}, str(root), root.resolve().name)
+        raise SfumatoError(f"{root} {arrays.ragged(parts)}")
+    source = _from_array(parts, {}, str(root), root.resolve().name, asked.layout)
     names = [path.relative_to(root).as_posix() for path in files]
     conditions, notes = conditions_of_files(root, names)
     source = replace(source, conditions=conditions, ids=names, groups=names)
@@ -353,19 +369,17 @@ def _from_object(obj: Any, asked: Asked) -> Source:
     if isinstance(obj, list) and obj and all(isinstance(each, str) for each in obj):
         asked._replace(length=None, tokens=None).require_unused("the list")
         return from_documents(obj, "texts", "the list", asked)
-    if hasattr(obj, "save_to_disk"):
-        raise SfumatoError("a data set of Hugging Face is read from disk: save it with save_to_disk, give its folder")
     if isinstance(obj, Mapping):
         asked.require_no_text("the dict")
         return _from_arrays(obj, "the dict", "array", asked)
     asked.require_unused("the array")
-    return _from_array(_stacked(obj), {}, "the array", "array")
+    return _from_array(_stacked(obj, asked.layout), {}, "the array", "array", asked.layout)
 
 
 def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) -> Source:
     """The samples among several arrays, with those beside them."""
     picked = pick(named, where, asked)
-    x = _stacked(picked.x)
+    x = _stacked(picked.x, asked.layout)
     for key, values in picked.beside.items() if where == "the dict" else ():
         if _has_axis(values) and _has_axis(x) and len(values) != len(x):
             raise SfumatoError(  # an error in the caller's dict, but only a note for a file
@@ -373,12 +387,13 @@ def _from_arrays(named: Mapping[str, Any], where: str, name: str, asked: Asked) 
                 f"{counted(len(x), 'sample')}: give one per sample, or "
                 "leave it out"
             )
-    return _noted(_from_array(x, picked.beside, f"{where}: {picked.name!r}", name), picked.notes, [])
+    found = _from_array(x, picked.beside, f"{where}: {picked.name!r}", name, asked.layout)
+    return _noted(found, picked.notes, [])
 
 
-def _stacked(x: Any) -> Any:
+def _stacked(x: Any, layout: str = "") -> Any:
     """Tensors in a list as one. Raises SfumatoError for what cannot be samples."""
-    if parts := sequences.found(x):
+    if parts := sequences.found(x, layout):
         return parts
     if isinstance(x, list | tuple) and x and all(isinstance(item, Tensor) for item in x):
         if len({item.shape for item in x}) > 1:
@@ -404,19 +419,20 @@ def _is_pair(obj: Any) -> bool:
     )
 
 
-def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> Source:
-    """beside: further arrays by name, which become conditions."""
+def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str, layout: str = "") -> Source:
+    """beside: further arrays by name, which become conditions. layout: of sequences that may all be as long."""
     limits.require_real(data, where)
-    layout = ""
     x: Samples
-    if parts := sequences.found(data):
-        x, layout, notes = sequences.joined(parts, where)
+    whole = ""
+    if parts := sequences.found(data, layout):
+        x, layout, notes, whole = sequences.joined(parts, where, layout)
         kind = "array"
     else:
         x, kind, notes = _arranged(data, where)
-        notes = [Source.headline(x), *notes]
+        notes, layout = [Source.headline(x), *notes], ""
     missing = arrays.missing_share(x, where, layout)
     arrays.require_unfilled(x, where)
+    beside = spelt(beside)
     label = next((beside[key] for key in label_keys(beside) if beside[key] is not None), None)
     if label is not None and len(label) != len(x):
         raise SfumatoError(
@@ -424,7 +440,7 @@ def _from_array(data: Any, beside: Mapping[str, Any], where: str, name: str) -> 
         )
     found, unread = columns(beside, len(x))
     conditions = with_label(found, label_keys(found))
-    return Source(x, kind, name, conditions, notes=[*notes, *unread], missing=missing, layout=layout)
+    return Source(x, kind, name, conditions, notes=[*notes, *unread], missing=missing, layout=layout, whole=whole)
 
 
 def _arranged(data: Any, where: str) -> tuple[Samples, str, list[str]]:
@@ -447,6 +463,8 @@ def _resized(source: Source, size: Size) -> Source:
         raise SfumatoError(
             f"{source.name} is larger than memory, and size cannot change it: resize it once and save it"
         )
+    if source.missing:
+        raise SfumatoError(f"{source.name} has missing values, which size would spread: resize it yourself")
     pictures = source.x.numpy().transpose(0, 2, 3, 1)
     resized = np.stack([fit_cover(np.ascontiguousarray(p), target) for p in pictures])
     if source.bounds is not None:  # the filter overshoots at edges

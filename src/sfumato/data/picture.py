@@ -184,8 +184,10 @@ def _deepen(pixels: np.ndarray, stored: str, depth: str) -> np.ndarray:
         return pixels.astype(np.uint16) * np.uint16(257)
     if depth == "uint16" and (pixels.min() < 0 or pixels.max() > 65535):
         raise ValueError(f"its values run from {pixels.min()} to {pixels.max()}, beyond 16 bits")
-    if depth == "float32" and not np.isfinite(pixels).all():
-        raise ValueError("it holds NaN or infinite values")
+    if depth == "float32" and np.isinf(pixels).any():
+        raise ValueError("it holds infinite values")
+    if depth == "float32" and np.isnan(pixels).all():
+        raise ValueError("it holds no number, all are missing (NaN)")
     return pixels.astype(depth, copy=False)
 
 
@@ -194,6 +196,8 @@ def fit_cover(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
     height, width = pixels.shape[:2]
     if (height, width) == tuple(target):
         return pixels
+    if pixels.dtype.kind == "f" and np.isnan(pixels).any():
+        raise ValueError(f"it has missing values (NaN) and {width} x {height} pixels, and is not resized")
     scale = max(target[0] / height, target[1] / width)
     # the centred part of the picture that the target shows, in source pixels
     shown_h, shown_w = min(height, target[0] / scale), min(width, target[1] / scale)

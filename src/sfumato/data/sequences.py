@@ -7,8 +7,9 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..errors import SfumatoError, counted
 from ..machine import fits
 from . import arrays
-from .lengths import Lengths, layout_of, stacked
+from .lengths import Lengths, fits_layout, layout_of, stacked
 from .names import LABEL_NAMES, SAMPLE_NAMES, array_name
 
 LEAST = 3  # arrays of a file that are sequences by their shapes alone
@@ -25,8 +26,21 @@ _NUMBERED = re.compile(r"(arr_)?\d+")  # names of arrays
 _WIDE = (torch.int32, torch.int64)  # whole numbers that float32 does not hold
 
 
-def found(data: Any) -> list[Tensor]:
-    """The sequences of several lengths in a list of arrays or an array of objects; [] for any other data."""
+class Joined(NamedTuple):
+    """Sequences as one tensor x (N, C, longest), padded with NaN; their layout; notes; of whole numbers their dtype, by
+    name, else ""."""
+
+    x: Tensor
+    layout: str
+    notes: list[str]
+    whole: str
+
+
+def found(data: Any, layout: str = "") -> list[Tensor]:
+    """The sequences of several lengths in a list of arrays or an array of objects; [] for any other data.
+
+    layout: of data that are known to be sequences, which may then all be as long.
+    """
     if isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1:
         data = list(data)
     if not isinstance(data, list | tuple) or any(isinstance(each, str | bytes | Mapping) for each in data):
@@ -35,16 +49,19 @@ def found(data: Any) -> list[Tensor]:
         parts = [arrays.to_tensor(each, "a sequence") for each in data]
     except SfumatoError:  # the list is refused as it is
         return []
-    return parts if parts and layout_of([part.shape for part in parts]) else []
+    shapes = [part.shape for part in parts]
+    return parts if parts and (layout_of(shapes) or fits_layout(shapes, layout)) else []
 
 
-def joined(parts: Sequence[Tensor], where: str, layout: str = "") -> tuple[Tensor, str, list[str]]:
-    """(x (N, C, longest), padded with NaN; the layout of the parts, by default by their shapes; notes)."""
-    layout = layout or layout_of([part.shape for part in parts])
+def joined(parts: Sequence[Tensor], where: str, layout: str = "") -> Joined:
+    """Sequences as one tensor. layout: of the parts, by default by their shapes."""
+    shapes = [part.shape for part in parts]
+    layout = layout if fits_layout(shapes, layout) else layout_of(shapes)
     empty = next((i for i, part in enumerate(parts) if not part.numel()), None)
     if empty is not None:
         raise SfumatoError(f"{where} has a sequence without a step, number {empty}: leave it out")
-    dtype = _float_of({part.dtype for part in parts})
+    dtypes = {part.dtype for part in parts}
+    dtype = reduce(torch.promote_types, [_float_of(each) for each in dtypes])
     steps = layout.index("L")
     longest, each = max(part.shape[steps] for part in parts), math.prod(parts[0].shape) // parts[0].shape[steps]
     if not fits(len(parts) * longest * each * dtype.itemsize):
@@ -57,38 +74,47 @@ def joined(parts: Sequence[Tensor], where: str, layout: str = "") -> tuple[Tenso
         raise SfumatoError(
             f"{where} has a sequence without a value, number {int(empty_rows.nonzero()[0])}: leave it out"
         )
-    whole = not all(part.is_floating_point() for part in parts)
-    rounded = [f"Whole numbers were read as {str(dtype).removeprefix('torch.')}."] if whole else []
-    return x, layout, [headline(x, layout), *rounded]
+    whole = None if any(part.is_floating_point() for part in parts) else reduce(torch.promote_types, dtypes)
+    name = str(whole or dtype).removeprefix("torch.")
+    return Joined(x, layout, [headline(x, layout, name)], name if whole else "")
 
 
-def _float_of(dtypes: set[torch.dtype]) -> torch.dtype:
-    """The type of floats that holds numbers of these types."""
-    floats = [torch.float64 if dtype in _WIDE else dtype for dtype in dtypes]
-    floats = [dtype if dtype.is_floating_point else torch.float32 for dtype in floats]
-    made = floats[0]
-    for dtype in floats[1:]:
-        made = torch.promote_types(made, dtype)
-    return made
+def _float_of(dtype: torch.dtype) -> torch.dtype:
+    """The type of floats that holds numbers of this type."""
+    return torch.float64 if dtype in _WIDE else dtype if dtype.is_floating_point else torch.float32
 
 
-def headline(x: Tensor, layout: str) -> str:
+def headline(x: Tensor, layout: str, dtype: str) -> str:
     """The first note on sequences: how many, their lengths, channels and type."""
-    law = Lengths.fit(x, layout)
-    return f"{len(x):,} {law.describe(x.shape[1])}, {str(x.dtype).removeprefix('torch.')}."
+    return f"{len(x):,} {Lengths.fit(x, layout).describe(x.shape[1])}, {dtype}."
 
 
-def members(named: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def members(named: Mapping[str, Any], layout: str = "") -> tuple[list[str], list[str]]:
     """(the keys of arrays that are sequences of several lengths, one each; of those with an entry for each): all that
-    have numbers for names, or else all arrays of numbers. Without keys where names or shapes say something else."""
+    have numbers for names, or else all arrays of numbers. Without keys where names or shapes say something else.
+
+    layout: of a file that `sfumato sample` wrote, which may hold few sequences, or all of one length."""
     numbers = [key for key, value in named.items() if value.dtype.kind in "biuf"]
     keys = [key for key in numbers if _NUMBERED.fullmatch(key)] or numbers
-    other = {*SAMPLE_NAMES, *LABEL_NAMES}
-    if len(keys) < LEAST or any(split or name.lower() in other for split, name in map(array_name, keys)):
-        return [], []
-    if not layout_of([named[key].shape for key in keys]):
-        return [], []
+    other, shapes = {*SAMPLE_NAMES, *LABEL_NAMES}, [named[key].shape for key in keys]
+    if not (keys and fits_layout(shapes, layout)):
+        if len(keys) < LEAST or any(split or name.lower() in other for split, name in map(array_name, keys)):
+            return [], []
+        if not layout_of(shapes):
+            _require_one_layout(keys, shapes)
+            return [], []
     return keys, [key for key in named if key not in keys and named[key].shape[:1] == (len(keys),)]
+
+
+def _require_one_layout(keys: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+    """Raise SfumatoError for numbered arrays (L, C) of several lengths and several channels, which say nothing else."""
+    numbered = all(_NUMBERED.fullmatch(key) and len(shape) == 2 for key, shape in zip(keys, shapes, strict=True))
+    if numbered and all(len({shape[axis] for shape in shapes}) > 1 for axis in (0, 1)):
+        other = next(i for i, shape in enumerate(shapes) if tuple(shape) != tuple(shapes[0]))
+        raise SfumatoError(
+            f"numbered arrays such as {keys[0]} {tuple(shapes[0])} and {keys[other]} {tuple(shapes[other])} differ in "
+            "steps and channels: sequences have the same channels; --key names one array of samples (in Python key=...)"
+        )
 
 
 def of_lines(path: Path, key: str | None) -> tuple[dict[str, list[Any]], str] | None:

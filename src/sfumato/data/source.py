@@ -47,6 +47,7 @@ class Source:
     missing: the share of values that are missing, NaN in x, of each channel, in sequences before their ends; () if none
         is.
     layout: of the user's sequences of several lengths (`lengths.LAYOUTS`), which x pads with NaN; "" for any other.
+    whole: the dtype of whole numbers, by name, which x holds as floats since some are missing; "" for any other.
     """
 
     x: Samples
@@ -65,6 +66,7 @@ class Source:
     table: TableSchema | None = None
     missing: tuple[float, ...] = ()
     layout: str = ""
+    whole: str = ""
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -84,6 +86,11 @@ class Source:
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return tuple(self.x.shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        """The user's dtype, by name."""
+        return self.whole or str(self.x.dtype).removeprefix("torch.")
 
     @property
     def gaps(self) -> str:

@@ -140,7 +140,7 @@ class DataSpec:
     def fit(cls, source: "Source", indices: Tensor | None = None, normalise: str = "affine") -> "DataSpec":
         """The spec of a source, with the statistics of the samples at `indices` (default: its training split).
 
-        normalise: affine, log, quantile, bounded, bounded(low, high) or auto, as `data.normalising` says.
+        normalise: affine, log, quantile, position, bounded, bounded(low, high) or auto, as `data.normalising` says.
         """
         if indices is None:
             indices = source.split()[0]
@@ -153,12 +153,12 @@ class DataSpec:
             normalise = normaliser_for(source, indices)
         whole = figures if normalise == "affine" else figures_of(source)
         normaliser = normalising.fit(source, indices, figures, whole, normalise)
-        bounds = source.bounds if source.bounds is not None else declared_bounds(source.x.dtype)
+        bounds = source.bounds if source.bounds is not None else declared_bounds(DTYPES[source.dtype])
         if bounds is None and normaliser.kind == "bounded" and len(set(normaliser.knots)) == 1:
             bounds = (normaliser.knots[0][0], normaliser.knots[0][1])
         return cls(
             shape=source.shape,
-            dtype=str(source.x.dtype).removeprefix("torch."),
+            dtype=source.dtype,
             kind=source.kind,
             bounds=bounds,
             conditions=conditions,
@@ -229,10 +229,12 @@ class DataSpec:
         dtype = self.torch_dtype
         if self.bounds is not None:
             x = x.clamp(*self.bounds)
-        if dtype == torch.bool:
+        if dtype == torch.bool and not bool(x.isnan().any()):
             return x >= 0.5
         if dtype.is_floating_point:
             return x.to(dtype)
+        if bool((gaps := x.isnan()).any()):  # which whole numbers have no place for
+            return self.rounded(x.nan_to_num()).to(x.dtype).masked_fill(gaps, math.nan)
         limits = torch.iinfo(dtype)
         # float64 cannot hold 2^63 - 1: it rounds up to 2^63, which wraps around to the most negative int64
         top = math.nextafter(2.0**63, 0) if dtype == torch.int64 else limits.max
@@ -255,6 +257,7 @@ class DataSpec:
             raise SfumatoError(
                 f"the batch holds {counted(int(wrong.sum()), 'value that is', 'values that are')} NaN or infinite"
             )
+        fractions = self.discrete and bool((x[~x.isnan()] != x[~x.isnan()].round()).any())
         complete = ~x.isnan().flatten(1).any(1)
         x = torch.where(x.isnan(), torch.tensor(self.statistics.mean).view(-1, *(1,) * (x.ndim - 2)), x)
         low, high = float(x.min()), float(x.max())
@@ -263,7 +266,7 @@ class DataSpec:
                 f"values run from {low:g} to {high:g}, outside the declared {self._bounds_text()}: "
                 "give the data in the units of the training data"
             )
-        if self.discrete and bool((x != x.round()).any()):
+        if fractions:
             raise SfumatoError(
                 f"the training data are whole numbers ({self.dtype}, {self._bounds_text()}), but this batch has "
                 f"fractions between {low:g} and {high:g}: give it in the units of the training data, not rescaled"
@@ -296,7 +299,8 @@ class DataSpec:
             for v in (figures.quiet_sample, figures.quiet, figures.low, figures.high)
         )
         quiet = one if bool((one > 0).any()) else several if len(x) >= GROUP else one
-        plain = [pair == (0.0, 1.0) for pair in zip(self.normaliser.mean, self.normaliser.std, strict=True)]
+        own = self.normaliser.kind == "affine"
+        plain = [own and pair == (0.0, 1.0) for pair in zip(self.normaliser.mean, self.normaliser.std, strict=True)]
         known = (quiet > 0) & ~torch.tensor(plain)
         if not known.any() or not bool((std < SCALE_TOLERANCE * quiet)[known].all()):
             return

@@ -40,8 +40,8 @@ def open_stacks(paths: Sequence[Path], form: Stack, name: str, asked: Asked, roo
     names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
     scans = [_scanned(path, form, asked.key) for path in paths]
     length, cut = _length(scans, form, asked, where)
-    x, counts, layout = _loaded(paths, scans, form, asked.key, length)
-    source = _source(x, form, name, names, counts, where, layout)
+    x, counts, layout, whole = _loaded(paths, scans, form, asked, length)
+    source = _source(x, form, name, names, counts, where, layout, whole)
     stored: Stored = {"ending": form.ending(paths[0]), **scans[0].stored}
     rows = np.repeat(np.arange(len(paths)), counts)
     conditions, notes = conditions_of_files(root, names)
@@ -113,9 +113,10 @@ def _length(scans: Sequence[Scan], form: Stack, asked: Asked, where: str) -> tup
 
 
 def _loaded(
-    paths: Sequence[Path], scans: Sequence[Scan], form: Stack, key: str | None, length: int | None
-) -> tuple[Tensor, list[int], str]:
-    """(samples (N, *shape), the number of each file, the layout of sequences of several lengths)."""
+    paths: Sequence[Path], scans: Sequence[Scan], form: Stack, asked: Asked, length: int | None
+) -> tuple[Tensor, list[int], str, str]:
+    """(samples (N, *shape), the number of each file; of sequences of several lengths their layout and, if they are
+    whole numbers, their dtype)."""
     if not fits(sum(scan.nbytes for scan in scans)):
         raise SfumatoError(
             f"{together(paths)} does not fit into memory: save it as a .npy file, which is read from disk"
@@ -123,13 +124,13 @@ def _loaded(
     parts = []
     for path in paths:
         with reading(path, form.what, form.extra):
-            part = form.load(path, key)
+            part = form.load(path, asked.key)
             parts.append(part if length is None else _windows(part, length))
     counts = [len(part) for part in parts]
-    if len({part.shape[1:] for part in parts}) > 1:
-        x, layout, _ = sequences.joined([torch.from_numpy(part[0]) for part in parts], together(paths), "CL")
-        return x, counts, layout
-    return arrays.to_tensor(np.concatenate(parts), together(paths)), counts, ""
+    if len({part.shape[1:] for part in parts}) > 1 or (form.windows and asked.layout and {*counts} == {1}):
+        made = sequences.joined([torch.from_numpy(part[0]) for part in parts], together(paths), "CL")
+        return made.x, counts, made.layout, made.whole
+    return arrays.to_tensor(np.concatenate(parts), together(paths)), counts, "", ""
 
 
 def _windows(x: np.ndarray, length: int) -> np.ndarray:
@@ -140,8 +141,9 @@ def _windows(x: np.ndarray, length: int) -> np.ndarray:
 
 
 def _source(
-    tensor: Tensor, form: Stack, name: str, names: Sequence[str], counts: Sequence[int], where: str, layout: str
-) -> Source:
+    tensor: Tensor, form: Stack, name: str, names: Sequence[str], counts: Sequence[int], where: str, layout: str,
+    whole: str,
+) -> Source:  # fmt: skip
     """Held out are whole files, where there are enough; of fewer the last samples, where neighbours are alike."""
     missing = arrays.missing_share(tensor, where, layout)
     arrays.require_unfilled(tensor, where)
@@ -155,7 +157,12 @@ def _source(
     groups = [file for file, n in zip(names, counts, strict=True) for _ in range(n)] if len(names) >= BY_FILE else ids
     last = form.continuous and several and len(names) < BY_FILE
     units = [(len(tensor) - 1 - i) / len(tensor) for i in range(len(tensor))] if last else []
-    headline = sequences.headline(tensor, layout) if layout else Source.headline(tensor)
-    return Source(
-        tensor, kind, name, ids=ids, notes=[headline], groups=groups, units=units, missing=missing, layout=layout
+    headline = (
+        sequences.headline(tensor, layout, whole or str(tensor.dtype).removeprefix("torch."))
+        if layout
+        else Source.headline(tensor)
     )
+    return Source(
+        tensor, kind, name, ids=ids, notes=[headline], groups=groups, units=units, missing=missing, layout=layout,
+        whole=whole,
+    )  # fmt: skip

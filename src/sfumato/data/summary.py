@@ -48,7 +48,7 @@ def inspect(
         "kind": source.kind,
         "samples": len(source),
         "shape": list(source.shape),
-        "dtype": str(source.x.dtype).removeprefix("torch."),
+        "dtype": source.dtype,
         "range": [min(figures.low), max(figures.high)],
         "mean": list(figures.mean),
         "std": list(figures.std),

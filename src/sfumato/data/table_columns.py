@@ -56,7 +56,7 @@ class PictureColumn(Items):
 
     @property
     def nbytes(self) -> int:
-        return sum(path.stat().st_size for path in self.table.paths)
+        return self.table.nbytes
 
     def key(self) -> Any:
         return [self.table.key(), self.name]
@@ -114,18 +114,25 @@ def read_numbers(table: TableFiles, names: Sequence[str]) -> tuple[Samples, str,
     return in_blocks(x, table.counts), rows.kind, notes, identity
 
 
-def read_lists(table: TableFiles, name: str) -> list[Tensor]:
-    """The cells of a column of lists of several lengths, (L,) or (L, C) each; [] for any other column."""
+def read_lists(table: TableFiles, name: str, layout: str = "") -> list[Tensor]:
+    """The cells of a column of lists of several lengths, (L,) or (L, C) each; [] for any other column.
+
+    layout: of lists that are known to be sequences, which may then all be as long.
+    """
     chunks = [_plain(chunk) for chunk in table.whole(name)]
-    if not depth(chunks[0].type) or len({length for chunk in chunks for length in _list_lengths(chunk)}) < 2:
+    lengths = {length for chunk in chunks for length in _list_lengths(chunk)} if depth(chunks[0].type) else set()
+    if len(lengths) < (1 if layout else 2):
         return []
     for chunk in chunks:
         _require_whole(chunk, f"{table.where}: {{}} of {name!r}")
     cells = [cell for chunk in chunks for cell in chunk.to_numpy(zero_copy_only=False)]
     try:
-        return sequences.found([np.stack(list(cell)) if depth(chunks[0].type) > 1 else cell for cell in cells])
-    except ValueError:  # steps of several channels, which are refused with the column
-        return []
+        parts = [np.stack(list(cell)) if depth(chunks[0].type) > 1 else cell for cell in cells]
+    except ValueError:
+        raise SfumatoError(f"{table.where}: {name!r} has a step with other channels than the one before it") from None
+    if not (found := sequences.found(parts, layout)):
+        raise SfumatoError(f"{table.where}: {name!r} {arrays.ragged(parts)}")
+    return found
 
 
 def _list_lengths(values: Any) -> list[Any]:

@@ -12,6 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -57,21 +58,25 @@ class Roles(NamedTuple):
 
 @final
 class TableFiles:
-    """The rows of files with the same columns, in groups. Thread-safe."""
+    """The rows of files with the same columns, or of a table of pyarrow in memory, in groups. Thread-safe.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        self.where = together(paths)
-        files = [_fragments(path) for path in self.paths]
+    where: what errors call a table in memory.
+    """
+
+    def __init__(self, paths: Sequence[Path], table: Any = None, where: str = "") -> None:
+        self.paths, self._table = list(paths), table
+        self.where = where or together(paths)
+        files = [_fragments(path) for path in self.paths] if table is None else [_in_memory(table)]
         self.schema = files[0][0]
-        for path, (schema, _) in zip(self.paths, files, strict=True):
+        for path, (schema, _) in zip(self.paths, files, strict=False):
             if (schema.names, schema.types) != (self.schema.names, self.schema.types):
                 raise SfumatoError(f"{path} has other columns than {self.paths[0]}: give files of the same table")
         self._groups = [group for _, groups in files for group in groups]
         self._rows: list[np.ndarray] | None = None  # of each group, where not all are read
         self._split: str | None = None
         self._repeated: dict[tuple[int, str], int] = {}  # bytes of repeated strings, of each group and column
-        self._allowed = max(limits.most(), limits.RATIO * sum(path.stat().st_size for path in self.paths))
+        self.nbytes = sum(path.stat().st_size for path in self.paths) if table is None else table.nbytes
+        self._allowed = max(limits.most(), limits.RATIO * self.nbytes)
         self._count([_rows(group) for group in self._groups])
 
     def _count(self, counts: list[int]) -> None:
@@ -82,7 +87,8 @@ class TableFiles:
         return int(self.starts[-1])
 
     def key(self) -> Any:
-        return cache.stamps(self.paths) if self._split is None else [cache.stamps(self.paths), self._split]
+        whole = cache.stamps(self.paths) if self._table is None else _digest(self._table)
+        return whole if self._split is None else [whole, self._split]
 
     def whole(self, name: str) -> list[Any]:
         """A column of all groups at once, as chunked arrays of pyarrow."""
@@ -136,6 +142,25 @@ class TableFiles:
             raise
         except Exception as error:  # pyarrow raises many kinds
             raise SfumatoError(f"{self.where} is damaged: {first_line(error)}") from None
+
+
+def _in_memory(table: Any) -> tuple[Any, list[Any]]:
+    """(schema, groups) of a table of pyarrow."""
+    from pyarrow import dataset
+
+    table = without_views(table)
+    return table.schema, list(dataset.dataset(table).get_fragments())
+
+
+def _digest(table: Any) -> str:
+    """The hash of the values of a table in memory."""
+    found = blake2b(str(table.schema).encode(), digest_size=16)
+    for batch in table.to_batches():
+        for column in batch.columns:
+            found.update(f"{column.offset} {len(column)} {column.null_count}".encode())
+            for part in column.buffers():
+                found.update(b"none" if part is None else memoryview(part))
+    return found.hexdigest()
 
 
 def _fragments(path: Path) -> tuple[Any, list[Any]]:

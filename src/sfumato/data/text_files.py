@@ -48,19 +48,18 @@ def open_texts(paths: Sequence[Path], name: str, asked: Asked) -> Source:
     return from_documents(documents, name, where, asked)
 
 
-def text_column(paths: Sequence[Path], key: str | None) -> str | None:
+def text_column(table: TableFiles, key: str | None) -> str | None:
     """The column of strings to learn: the one that is named, or `KEY` where others are strings or labels."""
-    types = {field.name: field.type for field in TableFiles(paths[:1]).schema}
+    types = {field.name: field.type for field in table.schema}
     other = [name for name, kind in types.items() if not is_string(kind) and name not in LABEL_NAMES]
     found = key or (KEY if not other else "")
     return found if found in types and is_string(types[found]) else None
 
 
-def open_column(paths: Sequence[Path], name: str, column: str, asked: Asked) -> Source:
+def open_column(table: TableFiles, name: str, column: str, asked: Asked) -> Source:
     """A column of strings of a table, each a document; empty cells are left out."""
-    table = TableFiles(paths)
     _, chosen = table.keep_split(asked.split, [column])
-    _require_memory(sum(path.stat().st_size for path in paths), table.where)
+    _require_memory(table.nbytes, table.where)
     cells = [cell for part in table.whole(column) for cell in part.to_pylist()]
     found = from_documents([cell for cell in cells if cell], name, f"{table.where}: {column!r}", asked)
     return replace(found, notes=[*found.notes, *chosen])

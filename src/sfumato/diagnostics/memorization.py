@@ -27,6 +27,8 @@ from sfumato import data, noise, serialization
 from sfumato.cascade import Staged
 from sfumato.conditions import of_data
 from sfumato.data import Source
+from sfumato.data.lengths import Lengths
+from sfumato.data.opening import lengthened
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
 from sfumato.diagnostics.summary import copies_words
@@ -35,6 +37,7 @@ from sfumato.errors import SfumatoError, counted, whole
 from sfumato.guidance import guide
 from sfumato.intervals import Interval, fraction
 from sfumato.machine import default_cpu
+from sfumato.model import unordered
 from sfumato.pictures import picture
 from sfumato.sampling import sample
 from sfumato.solver_selection import AnySolver
@@ -102,7 +105,7 @@ def memorization(
     data: Any = None,
     holdout: Any = None,
     *,
-    generated: Tensor | None = None,
+    generated: Any = None,
     samples: int = 512,
     labels: Any = None,
     size: int | None = None,
@@ -119,11 +122,11 @@ def memorization(
 
     model: a denoiser, or the path of a model file or run folder. data: its training data, as `sf.data.open` takes them,
     with the training's settings `labels` and `size`; split as in training, or the training set alone if `holdout` is
-    unseen data. generated: samples to judge, in the units of the data, instead of new ones. samples: how many to draw,
-    in `steps` steps, by default unguided (the learned law), with the conditions of their twins; where these are more
-    than classes, a sample is not compared with its own twin, which it should resemble. features: a map x (B, *shape) in
-    the units of the data -> (B, F), in which to measure distances; by default these use all numbers, each divided by
-    its channel's deviation.
+    unseen data. generated: samples to judge, in the units of the data, instead of new ones; of sequences a list.
+    samples: how many to draw, in `steps` steps, by default unguided (the learned law), with the conditions of their
+    twins; where these are more than classes, a sample is not compared with its own twin, which it should resemble.
+    features: a map x (B, *shape) in the units of the data -> (B, F), in which to measure distances; by default these
+    use all numbers, each divided by its channel's deviation.
 
     Cost: at most samples (steps + 1) network calls, and 4 samples N D multiplications. Raises SfumatoError for data
     other than the training data, or without a hold-out.
@@ -136,19 +139,26 @@ def memorization(
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
-    if source.missing or unseen.missing:
-        gaps = source.gaps or unseen.gaps
-        raise SfumatoError(f"{source.name} has {gaps}, and distances are those of whole samples alone.")
+    require_distances(source, unseen)
     twins = choose(train, samples if generated is None else len(generated), seed)
+    if source.layout and isinstance(generated, list | tuple):
+        generated = Lengths.fit(source.x, source.layout).padded(generated, source.shape)
     told = generated is None and tells_apart(model)
     if generated is None:
         cond = of_data(model, source, twins)
         drawn_from = model if guidance is None else guide(model, guidance)
         generated = drawn(drawn_from, len(twins), steps, seed, cond, batch)
-    space = Space(getattr(model, "spec", None), features, device)
+    space = Space(getattr(model, "spec", None), features, device, unordered(model))
     if source.table is not None:
         generated, source, unseen, space = of_cells(generated, source, unseen, features)
     return compare(generated, source, train, (unseen, rest), twins, space, seed, told=told)
+
+
+def require_distances(*sources: Source) -> None:
+    """Raise SfumatoError for samples with missing values, between which no distance is known here."""
+    for source in sources:
+        if any(source.missing):
+            raise SfumatoError(f"{source.name} has missing values, and distances are those of whole samples alone.")
 
 
 def drawn(
@@ -207,7 +217,8 @@ def _sides(
     """(source, rows of the training set, source, rows of the hold-out)."""
     source = data.open(given, labels=labels, size=size, conditions=getattr(model, "spec", None))
     if holdout is not None:
-        unseen = data.open(holdout, size=size)
+        unseen = lengthened(data.open(holdout, size=size), source.shape[-1])
+        source = lengthened(source, unseen.shape[-1])
         if unseen.shape != source.shape:
             raise SfumatoError(f"Held-out samples have shape {unseen.shape}, but training samples {source.shape}.")
         return source, torch.arange(len(source)), unseen, torch.arange(len(unseen))
@@ -275,7 +286,7 @@ def compare(
         ratio=_ratio(scores, twin_scores, worth, seed),
         closer=fraction(_closer(scores, twin_scores), pairs),
         copies=_copies(near), copies_real=_copies(own),
-        exact=int((generated.cpu() == source.x[near.row]).flatten(1).all(1).sum()),
+        exact=int(_equal(generated.cpu(), source.x[near.row]).sum()),
         leaked=_leaked(source.x, bank, other.x, held),
         samples=len(scores), twins=len(twin_scores), pairs=pairs,
         train=len(train), searched=len(bank), holdout=len(held),
@@ -333,6 +344,11 @@ def _ratio(scores: Tensor, twins: Tensor, worth: tuple[int, int], seed: int) -> 
 
 def _copies(near: Near) -> float:
     return float((near.first < _THIRD * near.second).double().mean())
+
+
+def _equal(a: Tensor, b: Tensor) -> Tensor:
+    """Which rows are equal, bool (n,); NaN, beyond the end of a sequence, equals NaN."""
+    return ((a == b) | (a.isnan() & b.isnan())).flatten(1).all(1)
 
 
 def _leaked(x: Samples, train: Tensor, other: Samples, held: Tensor) -> int:

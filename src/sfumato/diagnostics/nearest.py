@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sfumato.data.lengths import in_order, with_mask
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
 
@@ -20,13 +21,17 @@ Features = Callable[[Tensor], Tensor]
 class Space:
     """The space of distances: the numbers that a model sees (each channel over its deviation), or features of them.
 
-    spec: of the data; None for raw x. features: x (B, *shape) in the user's units -> (B, F).
+    spec: of the data; None for raw x. features: x (B, *shape) in the user's units -> (B, F). unordered: whether samples
+    are sets of points, which are then ordered by their coordinates. Sequences of several lengths have 0 beyond their
+    ends, and a mask beside it.
     """
 
-    def __init__(self, spec: Any, features: Features | None, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, spec: Any, features: Features | None, device: torch.device | str = "cpu", unordered: bool = False
+    ) -> None:
         if features is not None and not callable(features):
             raise SfumatoError(f"features must be a function of samples (B, *shape), not {features!r:.60}.")
-        self.spec, self.features, self.device = spec, features, device
+        self.spec, self.features, self.device, self.unordered = spec, features, device, unordered
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, *shape) in the user's units -> (B, F), float64."""
@@ -38,6 +43,8 @@ class Space:
                 raise SfumatoError(f"features must return a tensor ({len(x)}, F) for {len(x)} samples.")
         else:
             found = x if self.spec is None else self.spec.normalise(x)
+            found = in_order(found) if self.unordered else found
+            found = found if getattr(self.spec, "lengths", None) is None else with_mask(found)
         found = found.cpu() if found.device.type == "mps" else found  # MPS has no float64
         return found.flatten(1).double()
 

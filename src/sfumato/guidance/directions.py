@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.belief import Estimate, broadcast
 from sfumato.conditions import CARRIED, absent, uncarried
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.guidance.guided import GuidedNumbers, Scale
 from sfumato.model import Model
 from sfumato.process import Basis
@@ -37,7 +37,7 @@ class Rescaled(GuidedNumbers):
         share: float = 0.7, row: str = "v",
     ) -> None:  # fmt: skip
         super().__init__(inner, scale, interval, negative)
-        self.share, self.row = float(share), _row(row)
+        self.share, self.row = finite("share", share), _row(row)
         if not 0 <= self.share <= 1:
             raise SfumatoError(f"Rescaled takes a share from 0 to 1, got {share!r}.")
 
@@ -91,8 +91,8 @@ class APG(GuidedNumbers):
         parallel: float = 0.0, radius: float | None = None, momentum: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(inner, scale, interval, negative)
-        self.parallel, self.radius = float(parallel), None if radius is None else float(radius)
-        self.momentum = float(momentum)
+        self.parallel, self.radius = finite("parallel", parallel), None if radius is None else finite("radius", radius)
+        self.momentum = finite("momentum", momentum)
         if self.radius is not None and not self.radius > 0:
             raise SfumatoError(f"APG takes a radius above 0, or None, got {radius!r}.")
         if not -1 < self.momentum < 1:
@@ -144,9 +144,9 @@ class FrequencyDecoupled(GuidedNumbers):
         low: float = 0.25, cutoff: float = 0.2,
     ) -> None:  # fmt: skip
         super().__init__(inner, scale, interval, negative)
-        self.low, self.cutoff = float(low), float(cutoff)
-        if not (self.cutoff > 0 and abs(self.low) < float("inf")):
-            raise SfumatoError(f"FrequencyDecoupled takes a finite low and a cutoff above 0, got {low!r}, {cutoff!r}.")
+        self.low, self.cutoff = finite("low of FrequencyDecoupled", low), finite("cutoff of FrequencyDecoupled", cutoff)
+        if self.cutoff <= 0:
+            raise SfumatoError(f"FrequencyDecoupled takes a cutoff above 0, got {cutoff!r}.")
 
     def combined(self, base: Estimate, conditional: Estimate, scale: Tensor) -> Estimate:
         d = conditional.x - base.x
@@ -171,7 +171,7 @@ class PerpNeg(GuidedNumbers):
         weight: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__(inner, scale, interval, negative)
-        self.weight = float(weight)
+        self.weight = finite("weight of PerpNeg", weight)
         if self.negative is None:
             raise SfumatoError('PerpNeg leads away from a condition: pass negative={"label": ..}.')
 

@@ -26,7 +26,8 @@ class Measured:
     value: the estimate, a lower bound if `bound`. stderr: its standard error from k independent estimates (the probes
     of the trace, or the replicates of a bound); 0 for an exact trace. third: the third central moment of a single
     estimate, with which `interval` corrects for skewness.
-    method: in words; dim: the dimension of a sample; probes: k, 0 for an exact trace; steps: of the ODE, levels per
+    method: in words; dim: the dimension of a sample; numbers: of the present values of each, int64 (B,), where some
+    lack values (`present`), whose log p is meant; probes: k, 0 for an exact trace; steps: of the ODE, levels per
     replicate of a bound, or steps of the chain. dequantisation: "uniform" for u ~ U(-1/2, 1/2) added to integers,
     "discretised" for probabilities of their cells, "symbols" for symbols; None for real-valued data.
 
@@ -60,6 +61,7 @@ class Measured:
     by_level: Tensor | None = None
     levels: Tensor | None = None
     sigma_min: float | None = None
+    numbers: Tensor | None = None
 
     def doubts(self) -> list[str]:
         """Where an ODE's value cannot be trusted, one sentence for each end of the flow."""
@@ -106,7 +108,7 @@ class Measured:
             raise SfumatoError(
                 "Bits per dimension are for data declared discrete (integer dtype); for others use nats: value."
             )
-        return bits_per_dim(self.uncorrected, self.dim)
+        return bits_per_dim(self.uncorrected, self.dim if self.numbers is None else self.numbers)
 
     @property
     def skewness(self) -> float:
@@ -132,6 +134,14 @@ class Measured:
         low, high = (_unskewed(t, a) for t in (-q, q))
         return self.value - high * self.stderr, self.value - low * self.stderr
 
+    @property
+    def sizes(self) -> str:
+        """How many numbers the samples have, in words."""
+        if self.numbers is None:
+            return str(self.dim)
+        least, most = int(self.numbers.min()), int(self.numbers.max())
+        return str(most) if least == most else f"{least} to {most}"
+
     def mean(self) -> tuple[float, float]:
         """The mean over the samples, and its standard error as an estimate of E log p(x)."""
         n = len(self.value)
@@ -149,7 +159,7 @@ class Measured:
         value, error = self.mean()
         sign = ">=" if self.bound else "="
         parts = [
-            f"log p {sign} {value:.6g} +- {error:.2g} nats ({len(self)} samples of {self.dim} numbers; {self.method})"
+            f"log p {sign} {value:.6g} +- {error:.2g} nats ({len(self)} samples of {self.sizes} numbers; {self.method})"
         ]
         if self.dequantisation is not None:
             parts.append(f"{float(self.bits_per_dim.mean()):.5g} bits/dim, {WHOLE[self.dequantisation]}")
@@ -158,7 +168,7 @@ class Measured:
         return ", ".join(parts)
 
 
-def bits_per_dim(log_prob: Tensor, dim: int) -> Tensor:
+def bits_per_dim(log_prob: Tensor, dim: int | Tensor) -> Tensor:
     """-log p / (D log 2), log p in nats, in units where neighbouring integers are 1 apart."""
     return -log_prob / (dim * math.log(2))
 
@@ -170,7 +180,8 @@ def _unskewed(q: float, a: float) -> float:
 
 def gather(parts: list[Measured], dequantisation: str | None) -> Measured:
     """Concatenate the measurements of batches, and set their dequantisation."""
-    names = [name for name in ("value", "third", "by_level", *FIGURES) if getattr(parts[0], name) is not None]
+    every = ("value", "third", "by_level", "numbers", *FIGURES)
+    names = [name for name in every if getattr(parts[0], name) is not None]
     joined: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
     return dataclasses.replace(parts[0], dequantisation=dequantisation, **joined)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.autoregressive import Autoregressive
-from sfumato.conditions import resolve
+from sfumato.conditions import Conditions, resolve, without_gaps
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.errors import SfumatoError, SfumatoWarning, suggest, whole
 from sfumato.latent_diffusion import latent_of, require_data_space
@@ -25,6 +25,7 @@ from sfumato.likelihood.known import known
 from sfumato.likelihood.latent_bound import latent_bound
 from sfumato.likelihood.measured import DEQUANTISATIONS, Measured, gather
 from sfumato.likelihood.of_maps import change_of_variables
+from sfumato.likelihood.present import Present, require_ode
 from sfumato.likelihood.rows import are_rows, row_log_prob
 from sfumato.machine import default_cpu, outside_inference
 from sfumato.model import Model, compute_dtype
@@ -81,7 +82,8 @@ def log_prob(
     discretised. label=... as in `sample`. For guidance pass `sf.guide(model, scale)`, which is a model like any other.
     The default is the ODE; symbols and states that contain some have the bound, masks by exact counts; a latent model
     the bound alone, on request; an autoregressive model and a coupling flow their exact log p alone. Warns
-    (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`).
+    (`SfumatoWarning`) where an ODE is not to be trusted (`doubts`). Of sequences of several lengths (a list) it is
+    log p(x | its length), and of samples with missing values (NaN) that of those that are there (`present`).
     """
     if isinstance(model, Autoregressive | CouplingFlow):
         return known(model, x, method, cond)
@@ -94,15 +96,37 @@ def log_prob(
     how = _dequantisation(model.process, spec, dequantisation, method)
     x, numbers = _clean(model, x, index, how, seed)
     leaf, conditions, cells = first_leaf(x), resolve(model, cond, len(numbers)), _cells(spec, how)
+    here = _here(x, spec, method)
+    if here is not None:
+        x, conditions = without_gaps(x, conditions)
     sigma_min = _least_noise(model, cells) if sigma_min is None else sigma_min
     measure = _measure(model.process, method, trace, cells, particles)
-    batches, device = [], getattr(model, "device", leaf.device)
-    for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // leaf[0].numel()))):
-        some, own = map_state(lambda v: v.to(device), rows_of(x, part)), conditions.rows(part).to(device)
-        with evaluating(model):
-            one = measure(model, some, numbers[part], own, steps, probes=probes, seed=seed, sigma_min=sigma_min)
-        batches.append(one)
+    args = {"steps": steps, "probes": probes, "seed": seed, "sigma_min": sigma_min}
+    batches = _in_batches(model, x, numbers, conditions, here, measure, args, batch)
     return _reported(gather(batches, how), spec, leaf)
+
+
+def _in_batches(
+    model: Any, x: State, numbers: Tensor, cond: Conditions, here: Tensor | None, measure: Any, how: dict[str, Any],
+    batch: int | None,
+) -> list[Measured]:  # fmt: skip
+    """The measurements of clean states x, batch by batch. here: where values are present, None if all are."""
+    batches, device = [], getattr(model, "device", first_leaf(x).device)
+    for part in torch.arange(len(numbers)).split(batch or min(_ROWS, max(1, _BATCH // first_leaf(x)[0].numel()))):
+        some, own = map_state(lambda v: v.to(device), rows_of(x, part)), cond.rows(part).to(device)
+        apart = None if here is None else Present(model, here[part].to(device), how["seed"], numbers[part])
+        with evaluating(model):
+            one = measure(apart or model, some, numbers[part], own, **how)
+        batches.append(one if apart is None else apart.alone(one))
+    return batches
+
+
+def _here(x: Any, spec: Any, method: str) -> Tensor | None:
+    """Where the values of normalised samples x are present, bool like x; None if all are."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not bool((gaps := x.isnan()).any()):
+        return None
+    require_ode(method, spec)
+    return ~gaps
 
 
 def _usual(model: Any, method: str) -> int:
@@ -186,10 +210,12 @@ def _clean(
 ) -> tuple[State, Tensor]:  # fmt: skip
     """Clean states in the model's units (real numbers as float64, dequantised if `how` is uniform), sample numbers."""
     spec, real = getattr(model, "spec", None), isinstance(model.process, Gaussian | Spectral)
-    x = spec.together(x, whole=True) if spec is not None and getattr(spec, "lengths", None) else x
-    x = x if isinstance(x, Mapping) else samples(x, "log_prob")
+    x = spec.together(x) if spec is not None and getattr(spec, "lengths", None) else x
+    gaps = spec is not None and bool(spec.missing) and isinstance(model.process, Gaussian)
+    x = x if isinstance(x, Mapping) else samples(x, "log_prob", gaps)
     if spec is not None:
-        spec.check(x)
+        spec.check(x, whole=not gaps)
+        _require_values(x, spec)
     count = len(first_leaf(x))
     numbers = torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64)
     if len(numbers) != count:
@@ -200,6 +226,16 @@ def _clean(
     x = x if spec is None else spec.normalise(x)
     with torch.no_grad():  # vectors may be learned
         return model.process.data(x.to(torch.float64) if real else x), numbers
+
+
+def _require_values(x: Any, spec: Any) -> None:
+    """Raise SfumatoError for a sample without any value."""
+    if spec.missing and isinstance(x, Tensor) and x.is_floating_point():
+        empty = x.isnan().flatten(1).all(1)
+        if bool(empty.any()):
+            raise SfumatoError(
+                f"sample {int(empty.nonzero()[0])} has no value, so there is no likelihood: leave it out"
+            )
 
 
 def _dequantisation(process: Any, spec: Any, choice: str, method: str) -> str | None:

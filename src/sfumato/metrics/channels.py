@@ -48,10 +48,13 @@ class Marginals:
 
 
 def kolmogorov(a: Tensor, b: Tensor) -> Tensor:
-    """The largest difference of the distribution functions of a (C, n) and b (C, m), for each row: (C,)."""
+    """The largest difference of the distribution functions of a (C, n) and b (C, m), for each row: (C,). NaN is
+    no value."""
+    counts = [(~each.isnan()).sum(1, keepdim=True).clamp_min(1) for each in (a, b)]
+    a, b = (each.masked_fill(each.isnan(), torch.inf) for each in (a, b))
     at = torch.cat((a, b), 1)
     ours, real = (torch.searchsorted(each.contiguous().sort(1).values, at, right=True) for each in (a, b))
-    return (ours.double() / a.shape[1] - real.double() / b.shape[1]).abs().amax(1)
+    return (ours.double() / counts[0] - real.double() / counts[1]).abs().masked_fill(at.isinf(), 0.0).amax(1)
 
 
 @register("metric", "spectrum")
@@ -75,6 +78,8 @@ class Spectrum:
 def radial_power(x: Tensor) -> Tensor:
     """The power of each sample by radius 1 .. min(side) / 2, its mean left out: (n, C, *spatial) -> (n, C, R)."""
     sides = _sides(x, "spectrum")
+    if bool(x.isnan().any()):
+        raise SfumatoError("spectrum needs samples of one length with all their values: leave it out.")
     power = torch.fft.fftn(x, dim=tuple(range(2, x.ndim)), norm="ortho").abs().square().flatten(2)
     axes = torch.meshgrid(*(torch.fft.fftfreq(side, dtype=torch.float64) for side in sides), indexing="ij")
     radius = (torch.stack(axes).square().sum(0).sqrt() * min(sides)).round().long().flatten()
@@ -97,7 +102,8 @@ class Autocorrelation:
         ours, real = (_products(each, lags) for each in (x, y))
 
         def distance(i: Tensor, j: Tensor) -> float:
-            a, b = (each[rows].mean(0) for each, rows in ((ours, i), (real, j)))
+            sums = (each[rows].sum(0) for each, rows in ((ours, i), (real, j)))
+            a, b = (total / count.clamp_min(1) for total, count in sums)
             a, b = (each[1:] / each[0].clamp_min(_TINY) for each in (a, b))
             return float((a - b).square().mean().sqrt())
 
@@ -105,16 +111,23 @@ class Autocorrelation:
 
 
 def _products(x: Tensor, lags: int) -> Tensor:
-    """The mean over places of u^2, and of u_s u_(s+l) along each axis, for each sample: (n, 1 + axes lags, C)."""
-    mean, parts = x.mean((0, *range(2, x.ndim)), keepdim=True, dtype=torch.float64), []
+    """The sum over places of u^2, and of u_s u_(s+l) along each axis, for each sample, and their numbers: (n, 2, 1 +
+    axes lags, C). NaN is no place."""
+    mean, parts = x.double().nanmean((0, *range(2, x.ndim)), keepdim=True), []
     for u in (part - mean for part in x.split(_BLOCK)):
-        found = [u.square().flatten(2).mean(2)]
+        found = [_summed(u.square())]
         for axis in range(2, x.ndim):
             for lag in range(1, lags + 1):
                 left, right = u.narrow(axis, 0, u.shape[axis] - lag), u.narrow(axis, lag, u.shape[axis] - lag)
-                found.append((left * right).flatten(2).mean(2))
-        parts.append(torch.stack(found, 1))
+                found.append(_summed(left * right))
+        parts.append(torch.stack(found, 2))
     return torch.cat(parts)
+
+
+def _summed(u: Tensor) -> Tensor:
+    """The sum of the values of each channel that are there, and their number: (n, 2, C)."""
+    u = u.flatten(2)
+    return torch.stack((u.nansum(2), (~u.isnan()).sum(2).to(u)), 1)
 
 
 def _sides(x: Tensor, name: str) -> tuple[int, ...]:

@@ -22,13 +22,15 @@ from sfumato.autoregressive import Autoregressive
 from sfumato.cascade import Staged
 from sfumato.conditions import of_data
 from sfumato.data import Source, frames
+from sfumato.data.opening import lengthened
 from sfumato.diagnostics.memorization import drawn
 from sfumato.diagnostics.samples import fits, trained_on
-from sfumato.errors import SfumatoError, suggest, whole
+from sfumato.errors import SfumatoError, counted, suggest, whole
 from sfumato.guidance import guide
 from sfumato.machine import default_cpu, device_of
 from sfumato.metrics.metric import Metric
 from sfumato.metrics.reference import Reference, converted, described, digest
+from sfumato.model import unordered as without_order
 from sfumato.registry import make
 from sfumato.solver_selection import AnySolver
 from sfumato.state import samples
@@ -38,6 +40,8 @@ NUMBER, TEXTS = 1000, 100  # samples, if there are so many real ones
 PARTS = ("train", "holdout", "all")
 IMAGES = ("kid", "precision", "recall", "density", "coverage", "marginals", "spectrum")
 FIELDS = ("sliced-wasserstein", "mmd", "energy", "marginals", "spectrum", "autocorrelation")
+SETS = ("lengths", "sliced-wasserstein", "mmd", "energy", "marginals")
+SEQUENCES = (*SETS, "step-marginals", "autocorrelation")
 OF_PLACES = ("spectrum", "autocorrelation")
 OF_ROWS = ("total-variation", "kolmogorov", "association", "worst-association", "rows-c2st", "utility")
 OF_TABLES = ("closer-to-train", "copies")
@@ -56,19 +60,21 @@ class Evaluator:
     def __init__(
         self, model: Any, reference: Any, metrics: Sequence[Any] | str | None = None, n: int | None = None, *,
         features: Any = None, part: str | None = None, weights: str | None = None, batch: int = 256,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "cpu", unordered: bool | None = None,
     ) -> None:  # fmt: skip
         if weights is None and isinstance(model, str | os.PathLike):
             weights = "ema"
         self.model, self.weights, self.batch = opened(model, weights, device), weights, whole("batch", batch)
         known = getattr(self.model, "spec", None)
-        self.source = source = data.open(reference, conditions=known)
+        self.source = data.open(reference, conditions=known)
+        self.unordered = without_order(self.model) if unordered is None else unordered
         self.given = None if is_model(self.model) else self._samples(self.model)
         self.part, self.split = self._rows(part)
-        self.rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(source))}
+        self.rows = {"train": self.split[0], "holdout": self.split[1], "all": torch.arange(len(self.source))}
         self.own_part = "holdout" if part is None and self.part == "train" else self.part
         rows = self.rows[self.part]
-        self.reference = Reference(source, rows, self._number(n, len(rows)), features, device_of(device))
+        n = self._number(n, len(rows))
+        self.reference = Reference(self.source, rows, n, features, device_of(device), self.unordered)
         chosen = self._usual() if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
         self.metrics = {str(each): make("metric", each) for each in chosen}
 
@@ -88,9 +94,13 @@ class Evaluator:
             if metric.space == "model":
                 found[name] = self._of_model(name, metric)
                 continue
-            value, floor = self.reference.measure(metric, judged)
+            value, floor = self.reference.measure(metric, self._as_real(judged))
             found[name] = Metric(value, floor, {**self.reference.protocol(metric), "part": self.part, **facts})
         return found
+
+    def _as_real(self, judged: Any) -> Any:
+        """Samples with the values missing that real ones lack."""
+        return self.reference.with_gaps(judged) if isinstance(judged, Tensor) and self.source.missing else judged
 
     def _of_model(self, name: str, metric: Any) -> Metric:
         """A measure of the model itself, on what was held out if no part was asked for."""
@@ -113,8 +123,12 @@ class Evaluator:
             if isinstance(given, Source) and given.table is not None:
                 return table.encode(given.table.decode(given.x[torch.arange(len(given))]))
             return table.encode(frames.columns_of(frames.arrow_of(given), table))
+        if self.source.layout:
+            return self._sequences(given)
+        if isinstance(given, str | os.PathLike):
+            given = data.open(given)
         if isinstance(given, Source):
-            if given.missing:
+            if given.layout or (given.missing and not self.source.missing):
                 raise SfumatoError(f"{given.name} has {given.gaps}, and metrics compare whole samples of one shape.")
             return converted(given.x[torch.arange(len(given))], given, self.source)
         x = torch.as_tensor(given).detach().cpu()
@@ -123,6 +137,19 @@ class Evaluator:
                 f"The samples have shape {tuple(x.shape[1:])}, but {self.source.name} {self.source.shape}."
             )
         return x
+
+    def _sequences(self, given: Any) -> Tensor:
+        """Sequences that are given, padded as the real ones, which are padded to the longest of both."""
+        if not isinstance(given, Source | Tensor):
+            given = data.open(given, conditions=data.DataSpec.fit(self.source))
+        x = given.x[torch.arange(len(given))] if isinstance(given, Source) else given.detach().cpu()
+        if x.ndim != 3 or x.shape[1] != self.source.shape[0]:
+            raise SfumatoError(
+                f"The samples have shape {tuple(x.shape[1:])}, and {self.source.name} has sequences of "
+                f"{counted(self.source.shape[0], 'channel')}, which are given as a list or a file of them."
+            )
+        self.source = lengthened(self.source, x.shape[2])
+        return torch.nn.functional.pad(x, (0, self.source.shape[1] - x.shape[2]), value=torch.nan)
 
     def _rows(self, part: str | None) -> tuple[str, tuple[Tensor, Tensor]]:
         """(part, (rows of training, rows held out)): those of the training, where it was on these data."""
@@ -155,7 +182,9 @@ class Evaluator:
             return OF_TEXT if self.given is not None else ("bits-per-character", *OF_TEXT)
         if self.source.table is not None:
             return self._of_rows()
-        places = self.source.shape[1:]
+        if self.source.layout:
+            return SETS if self.unordered else SEQUENCES if self.source.shape[1] >= 4 else SEQUENCES[:-1]
+        places = () if self.unordered else self.source.shape[1:]
         chosen = IMAGES if self.source.kind == "image" else FIELDS
         return chosen if places and min(places) >= 4 else [name for name in chosen if name not in OF_PLACES]
 
@@ -211,6 +240,7 @@ def evaluate(
     weights: str | None = None,
     batch: int = 256,
     device: str | torch.device = "cpu",
+    unordered: bool | None = None,
 ) -> dict[str, Metric]:
     """Metrics by name of a model against real data, each with its interval, its floor and its protocol.
 
@@ -221,11 +251,17 @@ def evaluate(
     (.safetensors or .pth) of the FID's Inception network, or a module or a function x (n, *shape) in the units of the
     data -> (n, F). part: of the training data: train (the default), holdout or all. steps, solver, guidance, seed: of
     the samples, which are drawn under the conditions of real ones, and by default unguided. weights: "ema" (the
-    default) or "raw" of a path; of a model, what the protocol is to say of its weights.
+    default) or "raw" of a path; of a model, what the protocol is to say of its weights. unordered: whether samples are
+    sets of points (C, L), whose order says nothing; by default those of a network without positions are.
+
+    Of sequences of several lengths samples are a list of arrays. Beyond each end metrics of numbers see 0 and a mask.
+    Where real samples have missing values, the same are taken out of the others, which is fair if they are missing at
+    random.
 
     Raises SfumatoError for too few real samples, and where a metric cannot be measured so.
     """
     how = {"features": features, "part": part, "weights": weights, "batch": batch, "device": device}
+    how["unordered"] = unordered
     return Evaluator(model, reference, metrics, n, **how)(steps, solver, guidance, seed)
 
 
@@ -268,4 +304,4 @@ def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
     path = Path(model).expanduser()
     if path.suffix == ".safetensors" or (path / serialization.FILE).is_file() or (path / "checkpoints").is_dir():
         return serialization.load_sampler(model, weights or "ema", device_of(device), Staged)
-    return data.open(model)
+    return path if path.exists() else data.open(model)

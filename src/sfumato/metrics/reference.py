@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato import features as named
 from sfumato import noise
 from sfumato.data import Source
+from sfumato.data.lengths import in_order, with_mask
 from sfumato.data.spec import declared_bounds, figures_of
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval
@@ -34,21 +35,27 @@ class Reference:
 
     features: a name, a file of weights, a module or function x (n, *shape) in the units of the data -> (n, F), or None
     for the usual ones. device: where they are computed.
+    unordered: whether samples are sets of points, whose order says nothing.
     rest: the rows of the first half. Of text, `real` has all rows beside the rest, as more text knows more words.
     """
 
     def __init__(
-        self, source: Source, rows: Tensor, n: int, features: Any = None, device: str | torch.device = "cpu"
-    ) -> None:
+        self, source: Source, rows: Tensor, n: int, features: Any = None, device: str | torch.device = "cpu",
+        unordered: bool = False,
+    ) -> None:  # fmt: skip
         if n < 2 or 2 * n > len(rows):
             raise SfumatoError(
                 f"{source.name} has {len(rows):,} samples to compare with, and two halves of {n:,} need {2 * n:,} "
                 "(at least 4): choose fewer (-n), or other rows (--part)."
             )
-        if source.missing:
-            raise SfumatoError(f"{source.name} has {source.gaps}, and metrics compare whole samples of one shape.")
+        if source.layout and any(source.missing):
+            raise SfumatoError(f"{source.name} has sequences with missing steps, and metrics compare whole sequences.")
+        if unordered and len(source.shape) != 2:
+            raise SfumatoError(
+                f"{source.name} has samples of shape {source.shape}, which are no sets of points (C, L)."
+            )
         rows = rows[noise.permutation(ORDER, 0, len(rows))]
-        self.source, self.n = source, n
+        self.source, self.n, self.unordered = source, n, unordered
         self.rest, self.real = rows[:n], rows[n:] if source.text is not None else rows[n : 2 * n]
         self._word = named.usual(source.kind, source.shape) if features is None else features
         self._features = named.build(self._word, source.shape, bounds(source), device)
@@ -89,7 +96,24 @@ class Reference:
             facts |= named.identity(self._features, self._word)
             none = PREPARED["numbers" if self._features is None else "features"]
             facts["preprocessing"] = getattr(self._features, "preprocessing", none)
+        if metric.space in PREPARED and self.source.text is None and self.source.table is None:
+            facts["preprocessing"] += self._prepared()
         return facts
+
+    def _prepared(self) -> str:
+        """What else is done with samples that are no plain arrays, in words."""
+        ends = "NaN beyond each end (numbers: 0, with the mask)"
+        gaps = "values missing as in real samples (numbers: 0, with the mask)"
+        done = ends if self.source.layout else gaps if self.source.missing else ""
+        sets = "; points ordered by their coordinates" if self.unordered else ""
+        return (f"; {done}" if done else "") + sets
+
+    def with_gaps(self, x: Tensor) -> Tensor:
+        """Whole samples without the values that those of the first half lack, which is fair where these are missing at
+        random; sequences, and samples beside whole data, as they are."""
+        if self.source.layout or not self.source.missing or bool(x.isnan().any()):
+            return x
+        return torch.where(self.source.x[self.rest].isnan(), torch.nan, x)
 
     def _rows(self, rows: Tensor) -> Any:
         x = self.source.x[rows]
@@ -104,10 +128,18 @@ class Reference:
             assert self.source.table is not None
             return Rows(self.source.table, x)
         if space == "features" and self._features is not None:
+            if self.source.missing and isinstance(self._word, str):
+                raise SfumatoError(
+                    f"{self.source.name} has {self.source.gaps}, of which {self._word} knows nothing: take a metric of "
+                    "numbers, or --features numbers."
+                )
             found = named.applied(self._features, x)
             return self._in_units(found) if getattr(self._features, "standardised", False) else found
         fields = torch.cat([self._normaliser.normalise(part) for part in x.split(_BLOCK)])
-        return fields if space == "fields" else fields.flatten(1)
+        fields = in_order(fields) if self.unordered else fields
+        if space == "fields":
+            return fields
+        return with_mask(fields) if self.source.missing else fields.flatten(1)
 
     def _in_units(self, found: Tensor) -> Tensor:
         """Features with mean 0 and deviation 1 over the real half, which is seen first."""

@@ -92,6 +92,7 @@ class DiT(Patched):
         _check(args)
         super().__init__(shape, patch, width, embed_dim, given, outputs)
         self.config = {"name": "DiT", "args": args}
+        self.unordered = positions == "none" and len(shape) == 2  # sets of points
         self.any_size, self.checkpoint, self.cross = any_size, checkpoint, context == "cross"
         self._place(positions, width, width // heads)
         across = width if self.cross and of_kind(given, "tokens") else 0

@@ -82,8 +82,9 @@ class TrainConfig:
     where there are up to 256, else bytes."""
     normalise: str = "auto"
     """How floats are normalised: affine (mean and deviation of each channel), log (values above 0), bounded or
-    bounded(0, 1) (values within limits), quantile (any shape); auto is log of positive skewed values, quantile of
-    vectors with heavy tails, else affine. Samples and likelihoods are in your units with each."""
+    bounded(0, 1) (values within limits), quantile (any shape), position (mean and deviation of each position of a
+    channel); auto is log of positive skewed values, quantile of vectors with heavy tails, position of arrays whose
+    positions differ by powers of ten, else affine. Samples and likelihoods are in your units with each."""
     net: str = "auto"
     """The network: a size (auto, tiny, small, base) of the kind that suits the data, or a network by name ({net}),
     with arguments as in DiT(depth=8, width=256) or --net DiT --net.depth 8."""

@@ -20,6 +20,7 @@ from sfumato.errors import SfumatoError, an
 from sfumato.files import remove
 from sfumato.metrics import Evaluator, Metric
 from sfumato.metrics.reference import ORDER
+from sfumato.model import unordered
 from sfumato.noised import evaluating
 from sfumato.pictures import save_png
 from sfumato.training.evaluation_schedule import COPIES, INFORMATION, TEXT
@@ -31,7 +32,7 @@ _LEAST_COPIES, _MOST_COPIES = 16, 512  # samples checked for copies of training 
 _LEAST_MEASURED = 64  # samples whose metrics say something
 _LEAST_DRAWS, _MOST_DRAWS = 256, 8192  # noised samples for the information of the conditions
 _LEAST_WINDOWS, _MOST_WINDOWS = 16, 512  # windows of text whose bits are measured
-_QUICK = ("kid", "precision", "recall", "sliced-wasserstein", "total-variation", "kolmogorov", "rows-c2st")
+_QUICK = ("kid", "lengths", "precision", "recall", "sliced-wasserstein", "total-variation", "kolmogorov", "rows-c2st")
 _SLOW = {"rows-c2st": ("sklearn", 300.0)}  # what it needs, and the seconds of training of which it is about 1 %
 _NUMBERS = 6e4  # of samples that may be measured per second of training: at most about 1 % of the time
 _SEARCH = 1e9  # multiplications that the search for copies may take per second of training: about 1 % of the time
@@ -92,8 +93,8 @@ def _drawn(session: Session) -> Tensor | str:
         return f"{an(type(best).__name__)} has no samples to compare here"
     if session.source.text is not None:
         return "distances between texts say little"
-    if session.source.missing:
-        return f"{session.source.gaps} have no distances between samples"
+    if any(session.source.missing):
+        return "missing values have no distances between samples"
     count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
     if count < _LEAST_COPIES or len(session.train) < 2:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
@@ -120,7 +121,7 @@ def _copies(session: Session, made: Tensor | str) -> Memorization | str:
     most = int(_SEARCH * session.state.elapsed / (4 * count * math.prod(source.shape)))
     try:
         with session.state.spending("memorisation"), evaluating(best):
-            space = Space(best.spec, None, best.device)
+            space = Space(best.spec, None, best.device, unordered(best))
             if source.table is not None:
                 made, source, _, space = of_cells(made, source, source, None)
             unseen, twins = (source, session.holdout), _twins(session, count)

@@ -107,7 +107,8 @@ def draw(model: Any, source: Source, rows: Tensor, seed: int) -> Sample | None:
 
 def _in_deviations(spec: DataSpec | None) -> DataSpec | None:
     """A contract that leaves data as they are, such as that of symbols, as one that takes them in deviations."""
-    if spec is None or set(spec.normaliser.mean) != {0.0} or set(spec.normaliser.std) != {1.0}:
+    own = None if spec is None else spec.normaliser
+    if spec is None or own is None or own.kind != "affine" or {*own.mean} != {0.0} or {*own.std} != {1.0}:
         return spec
     return dataclasses.replace(spec, normaliser=Normaliser.of(spec.statistics))
 
