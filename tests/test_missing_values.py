@@ -272,7 +272,7 @@ def test_pictures_of_floats_may_have_gaps(tmp_path):
     source = data.open(tmp_path)
     assert np.array_equal(source.x[:, 0], x, equal_nan=True)
     assert source.missing == (pytest.approx(float(np.isnan(x).mean())),)
-    refused("which size would spread", lambda: data.open(tmp_path, size=4))
+    refused("9 x 8 pixels, and is not resized", lambda: data.open(tmp_path, size=4))
     Image.fromarray(np.full((8, 9), np.nan, np.float32)).save(tmp_path / "none.tif")
     Image.fromarray(np.tile(x[0], (2, 2))).save(tmp_path / "wide.tif")
     assert {path: why.split(",")[0] for path, why in data.open(tmp_path).skipped} == {

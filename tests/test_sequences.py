@@ -234,6 +234,17 @@ def test_files_of_several_lengths(tmp_path):
     same(source, [one.astype(np.float64) for one in made])
     assert list(source.conditions) == ["m"]
     cells = [[1.0, None, 3.0], [2.0]] * 10
+    mixed = [np.zeros((3 + i, 2 + i % 2)) for i in range(20)]
+    np.savez(tmp_path / "mixed.npz", *mixed)
+    refused("differ in steps and channels", lambda: data.open(tmp_path / "mixed.npz"))
+    (tmp_path / "mixed").mkdir()
+    for i, one in enumerate(mixed):
+        np.save(tmp_path / "mixed" / f"{i:02}.npy", one)
+    refused("entries of several shapes, .3, 2. and, number 1, .4, 3.", lambda: data.open(tmp_path / "mixed"))
+    parquet.write_table(pa.table({"x": [one.tolist() for one in mixed]}), tmp_path / "mixed.parquet")
+    refused("the same channels", lambda: data.open(tmp_path / "mixed.parquet"))
+    parquet.write_table(pa.table({"x": [[[1.0, 2.0], [3.0]], [[1.0, 2.0]]] * 9}), tmp_path / "mixed.parquet")
+    refused("a step with other channels", lambda: data.open(tmp_path / "mixed.parquet"))
     parquet.write_table(pa.table({"x": cells}), tmp_path / "b.parquet")
     source = data.open(tmp_path / "b.parquet")
     assert ends(source.x).tolist() == [3, 1] * 10 and source.missing == (0.25,)

@@ -132,6 +132,10 @@ def test_samples_are_judged_by_the_values_that_real_ones_have():
     assert apart == {"mmd", "energy", "sliced-wasserstein"}
     filled = torch.from_numpy(np.where(np.isnan(real), np.nanmean(real, 0), real))
     assert not at_floor(evaluate(filled[:400], real[400:], "marginals", 400)["marginals"])
+    gaps = torch.from_numpy(real)  # beside each other as they are
+    assert at_floor(evaluate(gaps[:400], gaps[400:], "mmd", 400)["mmd"])
+    with pytest.raises(SfumatoError, match="NaN or infinite"):
+        evaluate(gaps[:400], torch.from_numpy(whole), "mmd", 400)
     broken = [np.where(np.arange(len(one))[:, None] == 1, np.nan, one) for one in walks(60)]
     with pytest.raises(SfumatoError, match="sequences with missing steps"):
         Reference(open(broken), torch.arange(60), 20)

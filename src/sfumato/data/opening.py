@@ -463,8 +463,6 @@ def _resized(source: Source, size: Size) -> Source:
         raise SfumatoError(
             f"{source.name} is larger than memory, and size cannot change it: resize it once and save it"
         )
-    if source.missing:
-        raise SfumatoError(f"{source.name} has missing values, which size would spread: resize it yourself")
     pictures = source.x.numpy().transpose(0, 2, 3, 1)
     resized = np.stack([fit_cover(np.ascontiguousarray(p), target) for p in pictures])
     if source.bounds is not None:  # the filter overshoots at edges

@@ -114,6 +114,8 @@ class Evaluator:
 
     def _samples(self, given: Any) -> Any:
         """The samples that are given, in the units of the real data."""
+        if isinstance(given, str | os.PathLike):
+            given = data.open(given, conditions=self._known())
         if self.source.text is not None:
             if isinstance(given, list) and all(isinstance(each, str) for each in given):
                 return given
@@ -125,23 +127,25 @@ class Evaluator:
             return table.encode(frames.columns_of(frames.arrow_of(given), table))
         if self.source.layout:
             return self._sequences(given)
-        if isinstance(given, str | os.PathLike):
-            given = data.open(given)
         if isinstance(given, Source):
             if given.layout or (given.missing and not self.source.missing):
                 raise SfumatoError(f"{given.name} has {given.gaps}, and metrics compare whole samples of one shape.")
             return converted(given.x[torch.arange(len(given))], given, self.source)
-        x = torch.as_tensor(given).detach().cpu()
+        x = samples(given, "evaluate", gaps=bool(self.source.missing)).detach().cpu()
         if tuple(x.shape[1:]) != self.source.shape:
             raise SfumatoError(
                 f"The samples have shape {tuple(x.shape[1:])}, but {self.source.name} {self.source.shape}."
             )
         return x
 
+    def _known(self) -> data.DataSpec | None:
+        """How sequences that are given lie; None for other data."""
+        return data.DataSpec.fit(self.source) if self.source.layout else None
+
     def _sequences(self, given: Any) -> Tensor:
         """Sequences that are given, padded as the real ones, which are padded to the longest of both."""
         if not isinstance(given, Source | Tensor):
-            given = data.open(given, conditions=data.DataSpec.fit(self.source))
+            given = data.open(given, conditions=self._known())
         x = given.x[torch.arange(len(given))] if isinstance(given, Source) else given.detach().cpu()
         if x.ndim != 3 or x.shape[1] != self.source.shape[0]:
             raise SfumatoError(
@@ -298,7 +302,7 @@ def is_model(thing: Any) -> bool:
 def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
     """The model of a path, or the samples of one; anything else as it is."""
     if isinstance(model, Tensor | np.ndarray):
-        return samples(model, "evaluate")
+        return samples(model, "evaluate", gaps=True)
     if not isinstance(model, str | os.PathLike):
         return model
     path = Path(model).expanduser()
