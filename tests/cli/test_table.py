@@ -79,7 +79,8 @@ def test_rows_are_written_as_they_are_drawn_and_are_those_of_one_draw(call, tree
         z = sf.sample(model, 100, steps=3, batch=8, seed=5, given=known, normalised=True)
         whole = frames.arrow(model.spec.table, model.spec.denormalise(model.process.table(z)))
         how = ["-n", 100, "--steps", 3, "--batch", 8, "--seed", 5, *(["--given", "height=12.5"] if known else [])]
-        for suffix, read in ((".csv", csv.read_csv), (".parquet", parquet.read_table), (".feather", feather.read_table)):
+        readers = {".csv": csv.read_csv, ".parquet": parquet.read_table, ".feather": feather.read_table}
+        for suffix, read in readers.items():
             before.clear()
             assert call("sample", run, *how, "-o", tmp_path / f"rows{suffix}")[0] == 0
             assert read(tmp_path / f"rows{suffix}").equals(whole), suffix
