@@ -68,14 +68,10 @@ class _OfFile:
 
     def __init__(self, table: TableFiles, names: list[str]) -> None:
         self.table, self.schema, self.column_names, self.num_columns = table, table.schema, names, len(names)
+        self.column = table.column
 
     def __len__(self) -> int:
         return len(self.table)
-
-    def column(self, name: str) -> Any:
-        import pyarrow as pa
-
-        return pa.chunked_array(self.table.whole(name))
 
 
 def opened(
@@ -185,7 +181,7 @@ def arrow_of(obj: Any) -> Any:
         files = TableFiles([path])
         if not len(files):
             raise SfumatoError(f"{path} is empty: its table has no rows")
-        return pa.table({each: pa.chunked_array(files.whole(each)) for each in files.schema.names})
+        return pa.table({each: files.column(each) for each in files.schema.names})
     if not is_frame(obj):
         raise SfumatoError(f"rows of a table are a data frame or the path of a file, not {an(type(obj).__name__)}")
     try:
