@@ -44,7 +44,7 @@ RESULTS = HERE / "results/tables.json"
 OF_ALL = {"KS": Kolmogorov(), "TV": TotalVariation(), "assoc.": Association(), "worst": Association(worst=True)}
 OF_AS_MANY = {"C2ST": RowsC2ST(), "R2 log price": Utility("price"), "acc. cut": Utility("cut")}
 PROTOCOL, SPLIT = 2, 1
-BATCH, TRIAL, DRAWN = 512, 60, 10_000
+BATCH, TRIAL, DRAWN = 1024, 20, 10_000
 
 
 def split(path: Path) -> tuple[Any, Any]:
