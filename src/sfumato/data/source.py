@@ -112,7 +112,7 @@ class Source:
 
 
 class Positions(Sequence[str]):
-    """"0", "1", .. as names of so many samples, of which none is stored."""
+    """The names "0", "1", .. of so many samples, of which none is stored."""
 
     def __init__(self, count: int) -> None:
         self.numbers = range(count)

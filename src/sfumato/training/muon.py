@@ -27,10 +27,10 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def msign(u: Tensor, steps: int = 4, dtype: torch.dtype | None = None) -> Tensor:
     """(B, m, n) -> nearly orthogonal (B, m, n), computed in `dtype`: singular values near 1, singular vectors kept.
 
-    Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and these all commute. For
-    wide X the steps therefore run on the small square matrix (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X.
-    In bfloat16 A is recomputed after every second step, since rounding would swamp the squares of small singular values.
-    For X that is nearly square the plain steps take a fifth fewer products.
+    Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and these all commute. The
+    steps of a wide X therefore run on the small square matrix (A <- P A P, Q <- P Q), and X is multiplied once,
+    X <- Q X. In bfloat16 A is recomputed after every second step, since rounding would swamp the squares of small
+    singular values. For an X that is nearly square the plain steps take a fifth fewer products.
     """
     wide = u.shape[-2] <= u.shape[-1]
     x = u if wide else u.mT
