@@ -33,7 +33,7 @@ from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
 from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, numbers, rows_of
 
-BATCH, _ROWS = 256, 4096  # samples at once, and rows of a table
+BATCH, ROWS = 256, 4096  # samples at once, and rows of a table
 _NEARLY_NOISE = 1 - 1e-4  # where rows of a table with known symbols start: at t = 1 no symbol is known
 
 
@@ -118,7 +118,7 @@ def sample(
         return _without_states(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop, length))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     length, cond = _of_condition(model, length, cond)
-    batch = (BATCH if table is None else _ROWS) if batch is None else whole("batch", batch)
+    batch = (BATCH if table is None else ROWS) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
     with default_cpu():
@@ -348,7 +348,7 @@ def _start(model: Model, plan: Plan, seed: int, index: Tensor, cond: Conditions,
     return given(model.process, cond).prior(numbers(Noise(seed, index, PRIOR), shape, device))
 
 
-def _known(model: Any, given: Mapping[str, Any], n: int, seed: int) -> Known:
+def known_columns(model: Any, given: Mapping[str, Any], n: int, seed: int) -> Known:
     """The model with the columns `given` of its table known in all n rows."""
     table = getattr(getattr(model, "spec", None), "table", None)
     if table is None:
@@ -361,7 +361,7 @@ def _around(
     model: Any, given: Mapping[str, Any] | None, n: int, seed: int, index: Tensor, z: Any, t_start: float
 ) -> tuple[Any, Any, float]:  # fmt: skip
     """(the model, start states, their time): as asked for, or of a `Known` noise around what is known."""
-    model = _known(model, given, n, seed) if given else model
+    model = known_columns(model, given, n, seed) if given else model
     if not isinstance(model, Known):
         return model, z, t_start
     if z is not None or t_start != 1:

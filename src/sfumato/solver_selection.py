@@ -12,7 +12,6 @@ from sfumato.registry import make
 from sfumato.solvers import Plan, Solver, default
 
 DEFAULT_STEPS = 20
-TABLE_STEPS = 40  # columns that are revealed in one step do not see each other, which leaves an error of 1/steps
 AnySolver = Solver | Plan | str  # a name is resolved to a solver or plan
 
 
@@ -42,8 +41,7 @@ def make_plan(
 
 def usual_steps(model: Any) -> int:
     """The default number of steps of a model."""
-    usual = DEFAULT_STEPS if getattr(getattr(model, "spec", None), "table", None) is None else TABLE_STEPS
-    return int(getattr(model, "default_steps", usual))
+    return int(getattr(model, "default_steps", DEFAULT_STEPS))
 
 
 def usual_solver(model: Any) -> Any:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import sfumato as sf
-from sfumato.data import DataSpec
+from sfumato.cli import table
+from sfumato.data import DataSpec, frames
 
 pa = pytest.importorskip("pyarrow")
 csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
+feather = pytest.importorskip("pyarrow.feather")
 
 RNG = np.random.default_rng(0)
 HOLES = RNG.uniform(size=300) < 0.3
@@ -59,6 +61,32 @@ def test_a_file_is_shown_trained_and_sampled(call, trees, tmp_path):
     assert len(again) == 40 and isinstance(sf.load(run).spec, DataSpec)
     status, out, err = call("resume", run, "--steps", "6")
     assert status == 0, err
+
+
+def test_rows_are_written_as_they_are_drawn_and_are_those_of_one_draw(call, trees, tmp_path, monkeypatch):
+    """In groups of 20 of batches of 8: more than are kept at once, and a last batch and a last group that are short."""
+    run, before = tmp_path / "run", []
+    assert call("train", trees, "-o", run, *SMALL)[0] == 0
+    model = sf.load(run)
+
+    def watched(*args, **how):
+        before.append(sum(part.stat().st_size for part in tmp_path.glob(".rows.*")))
+        return sf.sample(*args, **how)
+
+    monkeypatch.setattr(frames, "GROUP", 20)
+    monkeypatch.setattr(table, "sample", watched)
+    for known in ({}, {"height": 12.5}):
+        z = sf.sample(model, 100, steps=3, batch=8, seed=5, given=known, normalised=True)
+        whole = frames.arrow(model.spec.table, model.spec.denormalise(model.process.table(z)))
+        how = ["-n", 100, "--steps", 3, "--batch", 8, "--seed", 5, *(["--given", "height=12.5"] if known else [])]
+        readers = {".csv": csv.read_csv, ".parquet": parquet.read_table, ".feather": feather.read_table}
+        for suffix, read in readers.items():
+            before.clear()
+            assert call("sample", run, *how, "-o", tmp_path / f"rows{suffix}")[0] == 0
+            assert read(tmp_path / f"rows{suffix}").equals(whole), suffix
+            assert len(before) == 13 and (suffix != ".csv" or 0 < before[7] < before[12])
+    assert parquet.ParquetFile(tmp_path / "rows.parquet").num_row_groups == 5
+    assert not list(tmp_path.glob(".rows.*"))
 
 
 def test_cells_are_given_filled_and_scored(call, trees, tmp_path):

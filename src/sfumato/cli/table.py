@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +16,14 @@ from sfumato import imputation, serialization
 from sfumato.cli import write
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
+from sfumato.columns import Known
 from sfumato.data import frames
+from sfumato.data.table_schema import TableSchema
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import device_of
-from sfumato.sampling import sample
+from sfumato.progress import counting
+from sfumato.sampling import ROWS, known_columns, sample
 from sfumato.solver_selection import make_plan
 
 NUMBER = 1000
@@ -42,14 +49,29 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     if twice:
         raise SfumatoError(f"--given says two values of {twice[0]!r}: leave one out")
     plan, given = make_plan(denoiser, options.steps, options.solver), dict(options.given)
-    z = sample(
-        denoiser, steps=options.steps, solver=options.solver, seed=options.seed, index=index,
-        batch=options.batch, normalised=True, given=given, world=world,
-    )  # fmt: skip
-    rows = denoiser.spec.denormalise(denoiser.process.table(z))
-    world.broadcast_result(lambda: frames.write(frames.arrow(denoiser.spec.table, rows), path))
+    model = known_columns(denoiser, given, len(index), options.seed) if given else denoiser
+    with frames.writing(path) if world.leads else nullcontext(print) as append:
+        for rows in _batches(options, model, index, world):
+            world.broadcast_result(partial(_append, append, denoiser.spec.table, rows))
     facts = {**origin, "solver": plan.name, "steps": plan.steps, **({"given": given} if given else {})}
     return {"out": out, "files": 1, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
+
+
+def _batches(options: Any, model: Any, index: torch.Tensor, world: World) -> Iterator[torch.Tensor]:
+    """The rows of the table, in the batches in which `sample` draws them all, so that they are the same."""
+    most = (options.batch or ROWS) * world.size
+    size = math.ceil(len(index) / math.ceil(len(index) / most))
+    how = {"steps": options.steps, "solver": options.solver, "seed": options.seed, "batch": size, "world": world}
+    with counting("Drawing rows", len(index)) as count:
+        for part in torch.arange(len(index)).split(size):
+            own = model.rows(part) if isinstance(model, Known) else model
+            z = sample(own, index=index[part], normalised=True, **how)
+            yield own.spec.denormalise(own.process.table(z))
+            count(len(part))
+
+
+def _append(append: Callable[[Any], None], table: TableSchema, rows: torch.Tensor) -> None:
+    append(frames.arrow(table, rows))
 
 
 @at_work()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 IGNORE = "ignore"
 FILES = (".csv", ".tsv", ".parquet", ".feather")
+GROUP = 1 << 16  # rows that are written together
 _DTYPES = {"double": "float64", "float": "float32", "halffloat": "float16"}
 _ZONED = re.compile(r"timestamp\[(s|ms|us|ns), tz=(.+)\]")
 
@@ -55,22 +57,30 @@ def open_frame(obj: Any, asked: Asked) -> Source:
 
 def open_file(table: TableFiles, name: str, split: str | None, asked: Asked, notes: Sequence[str]) -> Source:
     """The source of a file of columns. split: the column that names the split of each row, which is left out."""
-    import pyarrow as pa
-
     if not len(table):
         raise SfumatoError(f"{table.where} is empty: its table has no rows")
     names = [each for each in table.schema.names if each != split and not _is_index(each)]
-    whole = pa.table({each: pa.chunked_array(table.whole(each)) for each in names})
-    return opened(whole, name, table.where, asked.columns, {}, True, notes)
+    return opened(_OfFile(table, names), name, table.where, asked.columns, {}, True, notes)
+
+
+class _OfFile:
+    """What `opened` reads of a table of pyarrow, of a file: a column when it is asked for, not all at once."""
+
+    def __init__(self, table: TableFiles, names: list[str]) -> None:
+        self.table, self.schema, self.column_names, self.num_columns = table, table.schema, names, len(names)
+        self.column = table.column
+
+    def __len__(self) -> int:
+        return len(self.table)
 
 
 def opened(
     arrow: Any, name: str, where: str, columns: Any, dtypes: Mapping[str, str], frame: bool, notes: Sequence[str]
 ) -> Source:  # fmt: skip
-    """The source of a table of pyarrow. columns: name -> kind, or the schema of a model."""
+    """The source of a table of pyarrow (or `_OfFile`). columns: name -> kind, or the schema of a model."""
     if not len(arrow) or len(set(arrow.column_names)) < arrow.num_columns:
         raise SfumatoError(f"{where} has no rows, or several columns of one name: a table needs rows, and names")
-    found = {each: cells(arrow.column(each)) for each in arrow.column_names if _known(arrow.schema.field(each).type)}
+    found = _Cells(arrow)
     left: dict[str, str] = {}
     if isinstance(columns, TableSchema):
         made = columns
@@ -86,6 +96,29 @@ def opened(
     if left:
         told.append(f"Columns left out: {', '.join(f'{each} ({why})' for each, why in list(left.items())[:8])}.")
     return Source(x, "table", name, notes=[*told, *notes], table=made)
+
+
+class _Cells(Mapping[str, Column]):
+    """The columns of a table of pyarrow by their names, each read when it is asked for: a million rows of text would
+    take gigabytes."""
+
+    def __init__(self, arrow: Any) -> None:
+        self.arrow = arrow
+        self.names = [each for each in arrow.column_names if _known(arrow.schema.field(each).type)]
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self.names:
+            raise KeyError(name)
+        return cells(self.arrow.column(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
 
 def _schema(
@@ -148,7 +181,7 @@ def arrow_of(obj: Any) -> Any:
         files = TableFiles([path])
         if not len(files):
             raise SfumatoError(f"{path} is empty: its table has no rows")
-        return pa.table({each: pa.chunked_array(files.whole(each)) for each in files.schema.names})
+        return pa.table({each: files.column(each) for each in files.schema.names})
     if not is_frame(obj):
         raise SfumatoError(f"rows of a table are a data frame or the path of a file, not {an(type(obj).__name__)}")
     try:
@@ -204,7 +237,9 @@ def cells(column: Any) -> Column:
         return Column(np.zeros(len(column)), present)
     if types.is_integer(column.type):
         return Column(compute.fill_null(column, 0).to_numpy(), present)
-    texts = np.array([*column.to_pylist(), None], object)[:-1]
+    coded = column.dictionary_encode().combine_chunks()  # equal cells are one text
+    levels = np.array([*coded.dictionary.to_pylist(), None], object)
+    texts = levels[coded.indices.fill_null(-1).to_numpy()]
     return Column(texts, present & (texts != ""))
 
 
@@ -332,18 +367,48 @@ def _type(kind: str) -> Any:
 
 def write(made: Any, path: Path) -> None:
     """Write a table of pyarrow as a .csv, .tsv, .parquet or .feather file."""
+    with writing(path) as append:
+        append(made)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that appends a table of pyarrow to a .csv, .tsv, .parquet or .feather file, which is there at the end
+    of the block. Few rows are kept until they make a group."""
     try:
-        from pyarrow import csv, feather, parquet
+        import pyarrow as pa
     except ImportError:
         raise SfumatoError(
             f"{path} is written by pyarrow, which is not installed: pip install 'sfumato[parquet]'"
         ) from None
-    suffix = path.suffix.lower()
-    with atomic(path) as temporary:
-        if suffix == ".parquet":
-            parquet.write_table(made, temporary)
-        elif suffix == ".feather":
-            feather.write_feather(made, str(temporary))
-        else:
-            plain = csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",", quoting_style="needed")
-            csv.write_csv(made, str(temporary), plain)
+    kept: list[Any] = []
+    with atomic(path) as temporary, ExitStack() as opened:
+        file: Any = None
+
+        def flush() -> None:
+            nonlocal file
+            if kept:
+                file = file or opened.enter_context(_writer(temporary, path.suffix.lower(), kept[0].schema))
+                file.write_table(pa.concat_tables(kept))
+                kept.clear()
+
+        def append(made: Any) -> None:
+            kept.append(made)
+            if sum(map(len, kept)) >= GROUP:
+                flush()
+
+        yield append
+        flush()
+
+
+def _writer(path: Path, suffix: str, schema: Any) -> Any:
+    """A writer of pyarrow for a file that is called so."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    if suffix == ".parquet":
+        return parquet.ParquetWriter(path, schema)
+    if suffix == ".feather":
+        return pa.ipc.new_file(str(path), schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+    plain = csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",", quoting_style="needed")
+    return csv.CSVWriter(str(path), schema, write_options=plain)

@@ -54,10 +54,10 @@ class Source:
     kind: str
     name: str
     conditions: dict[str, Column] = field(default_factory=dict)
-    ids: list[str] = field(default_factory=list)
+    ids: Sequence[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
+    groups: Sequence[str] = field(default_factory=list)
     bounds: tuple[float, float] | None = None
     identity: str | None = None
     units: list[float] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            object.__setattr__(self, "ids", [str(i) for i in range(len(self))])
+            object.__setattr__(self, "ids", Positions(len(self)))
         if not self.groups:
             object.__setattr__(self, "groups", self.ids)
 
@@ -112,7 +112,24 @@ class Source:
 
     def split(self, fraction: float = 0.05) -> tuple[Tensor, Tensor]:
         """Indices (train, holdout), by a hash of each sample's group, or by `units`."""
-        return split(self.groups, fraction, self.units or None)
+        kept: dict[float, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_split", {})
+        if fraction not in kept:  # a million rows take seconds, and a run asks several times
+            kept[fraction] = split(self.groups, fraction, self.units or None)
+        return kept[fraction]
+
+
+class Positions(Sequence[str]):
+    """The names "0", "1", .. of so many samples, of which none is stored."""
+
+    def __init__(self, count: int) -> None:
+        self.numbers = range(count)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, which: Any) -> Any:
+        found = self.numbers[which]
+        return [str(i) for i in found] if isinstance(which, slice) else str(found)
 
 
 def _hash_unit(text: str) -> float:
@@ -131,11 +148,14 @@ def split(ids: Sequence[str], fraction: float = 0.05, chosen: Sequence[float] | 
         raise SfumatoError(f"the hold-out fraction must be at least 0 and less than 1, but it is {fraction}")
     if not len(ids):
         raise SfumatoError("there is nothing to split: the source has no samples")
-    units = {key: _hash_unit(key) for key in set(ids)} if chosen is None else dict(zip(ids, chosen, strict=True))
-    held = {key for key, unit in units.items() if unit < fraction}
-    if fraction > 0 and not held and len(ids) >= 10 and len(units) > 1:
-        held = {min(units, key=lambda key: units[key])}
-    if len(held) == len(units):
-        held.discard(max(units, key=lambda key: units[key]))
-    mask = torch.tensor([key in held for key in ids])
-    return torch.nonzero(~mask).flatten(), torch.nonzero(mask).flatten()
+    if chosen is None:
+        units = np.fromiter(map(_hash_unit, ids), np.float64, len(ids))
+    else:
+        last = dict(zip(ids, chosen, strict=True))
+        units = np.array([last[key] for key in ids])
+    held = units < fraction
+    if fraction > 0 and not held.any() and len(ids) >= 10 and units.min() < units.max():
+        held = units == units.min()
+    if held.all():
+        held &= units != units.max()
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))

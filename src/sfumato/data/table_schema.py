@@ -72,7 +72,7 @@ class TableSchema:
         missing = next((field.name for field in self.fields if field.name not in columns), None)
         if missing is not None:
             raise SfumatoError(f"the table has no column {missing!r}, which was learned")
-        return self.encode_some({field.name: columns[field.name] for field in self.fields})[0]
+        return self.encode_some(columns)[0]
 
     def encode_some(self, columns: Mapping[str, Column], seed: int = 0) -> tuple[Tensor, Tensor]:
         """(x, float32 (N, D), which of its entries are those of these columns, bool (N, D)); the others are 0.

@@ -95,6 +95,13 @@ class TableFiles:
         self._require_room([(group, name) for group in self._groups])
         return [self.group(i, [name]).column(0) for i, count in enumerate(self.counts) if count]
 
+    def column(self, name: str) -> Any:
+        """A column of all groups, as one chunked array of pyarrow."""
+        import pyarrow as pa
+
+        chunks = [chunk for part in self.whole(name) for chunk in part.chunks]
+        return pa.chunked_array(chunks, self.schema.field(name).type)
+
     def _require_room(self, parts: Sequence[tuple[Any, str]]) -> None:
         """Raise SfumatoError if these columns of groups would take too much once each row has its own strings."""
         for group, name in parts:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.data import Source
+from sfumato.data.column import Column
 from sfumato.data.table_schema import TableSchema
 from sfumato.diagnostics.memorization import cells_apart
 from sfumato.diagnostics.nearest import Space, nearest
@@ -44,10 +45,13 @@ _DRAWN = 2000  # most samples that are compared with every training row
 
 
 class Rows:
-    """Rows of a table as arrays: numbers (N, n), NaN where empty, and levels (N, m) of categories and empty cells."""
+    """Rows of a table as arrays: numbers (N, n), NaN where empty, and levels (N, m) of categories and empty cells.
 
-    def __init__(self, table: TableSchema, x: Tensor) -> None:
-        columns = table.decode(x)
+    x: vectors (N, D), or the columns themselves.
+    """
+
+    def __init__(self, table: TableSchema, x: Tensor | Mapping[str, Column]) -> None:
+        columns = table.decode(x) if isinstance(x, Tensor) else x
         self.table, self.numbers, self.levels = table, {}, {}
         for field in table.fields:
             column = columns[field.name]

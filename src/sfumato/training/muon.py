@@ -28,12 +28,19 @@ def msign(u: Tensor, steps: int = 4, dtype: torch.dtype | None = None) -> Tensor
     """(B, m, n) -> nearly orthogonal (B, m, n), computed in `dtype`: singular values near 1, singular vectors kept.
 
     Each step multiplies X from the left by the polynomial P = a + b A + c A^2 of A = X X^T, and these all commute. The
-    steps therefore run on the small square matrix (A <- P A P, Q <- P Q), and X is multiplied once, X <- Q X. In
-    bfloat16 A is recomputed after every second step, since rounding would swamp the squares of small singular values.
+    steps of a wide X therefore run on the small square matrix (A <- P A P, Q <- P Q), and X is multiplied once,
+    X <- Q X. In bfloat16 A is recomputed after every second step, since rounding would swamp the squares of small
+    singular values. For an X that is nearly square the plain steps take a fifth fewer products.
     """
     wide = u.shape[-2] <= u.shape[-1]
     x = u if wide else u.mT
     x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype or u.dtype)
+    if 2 * x.shape[-1] < 3 * x.shape[-2]:
+        a, b, c = QUINTIC
+        for _ in range(steps):
+            square = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        return x if wide else x.mT
     at_once = 2 if x.dtype == torch.bfloat16 else steps
     for begun in range(0, steps, at_once):
         x = _polynomials(x @ x.mT, min(at_once, steps - begun)) @ x
