@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import sfumato as sf
-from record import HERE, commit, hardware
+from record import HERE, kept
 from sfumato.conditions import Conditions
 from sfumato.objectives.couplings import Coupled
 from sfumato.objectives.loss import Batch
@@ -221,16 +221,7 @@ def main() -> None:
             for row in compared(coupling, options.steps, seed):
                 row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
                 print(json.dumps(row), flush=True)
-                kept(options.out, row)
-
-
-def kept(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to the file, in the place of one of the same name, coupling and seed."""
-    old = json.loads(path.read_text())["rows"] if path.exists() else []
-    same = ("row", "coupling", "seed")
-    rows = [each for each in old if any(each[key] != row[key] for key in same)]
-    whole = {"machine": hardware(), "commit": commit(), "rows": [*rows, row]}
-    path.write_text(json.dumps(whole, indent=1) + "\n")
+                kept(options.out, row, ("row", "coupling", "seed"))
 
 
 if __name__ == "__main__":
