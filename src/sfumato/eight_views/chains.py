@@ -6,6 +6,7 @@ z_1 = alpha_1 x + sigma_1 eps,   z_{k+1} = a_k z_k + c_k n   (forward chains, cl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from sfumato.conditions import Conditions
 from sfumato.diagnostics.draws import Trivial
 from sfumato.machine import in_parts
 from sfumato.metrics.channels import radial_power
+from sfumato.nets.watching import watched
 from sfumato.noise import Noise
 from sfumato.noised import evaluating
 from sfumato.objectives import flow_maps
@@ -243,3 +245,50 @@ def gains(scene: Scene, levels: list[int]) -> Tensor:
         return {"": torch.stack(found, 1)}
 
     return scene.parts(work)[""]
+
+
+@torch.no_grad()
+def similarity(scene: Scene) -> tuple[float, float] | None:
+    """Means over the layers of a network of the similarity of their outputs, between neighbouring levels and between
+    the cleanest and the noisiest; None of models without a network, or of fewer than 4 samples.
+
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), K and L the products of samples in two layers, without bias
+    (Kornblith et al. 2019, 1905.00414; Song et al. 2012).
+    """
+    net, count = getattr(scene.model, "net", None), len(scene.x)
+    if net is None or count < 4:
+        return None
+    levels: list[dict[str, Tensor]] = []
+
+    def look(name: str, out: Any) -> None:
+        if isinstance(out, Tensor) and out.is_floating_point() and out.ndim > 1 and len(out) == count:
+            rows = out.flatten(1).double().cpu()
+            levels[-1][name] = _products(rows - rows.mean(0))
+
+    with evaluating(scene.model), watched(net, look):
+        for k, z in enumerate(_noised(scene, scene.x, torch.arange(count))):
+            levels.append({})
+            scene.model(z, scene.level(k, count), **scene.cond)
+    pairs = [*itertools.pairwise(levels), (levels[0], levels[-1])]
+    found = [[alike for name in a.keys() & b.keys() if (alike := _cka(a[name], b[name])) is not None] for a, b in pairs]
+    if not all(found):
+        return None
+    means = [sum(each) / len(each) for each in found]
+    return sum(means[:-1]) / (len(means) - 1), means[-1]
+
+
+def _products(rows: Tensor) -> Tensor:
+    """The products of different samples (N, N), 0 on the diagonal, so that a sample is not like itself by chance."""
+    return (rows @ rows.T).fill_diagonal_(0.0)
+
+
+def _cka(a: Tensor, b: Tensor) -> float | None:
+    """The similarity of two layers from their products; None where one of them says nothing of the samples."""
+    cross, own, other = _hsic(a, b), _hsic(a, a), _hsic(b, b)
+    return cross / math.sqrt(own * other) if min(own, other) > 0 else None
+
+
+def _hsic(a: Tensor, b: Tensor) -> float:
+    n = len(a)
+    both = (a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a.sum(0) * b.sum(0)).sum()
+    return float(both / (n * (n - 3)))
