@@ -53,7 +53,7 @@ def moons(n: int, generator: torch.Generator) -> Tensor:
 
 
 class Net(nn.Module):
-    """The network of the papers: three hidden layers of 64, SELU, the time (or the noise level) as one more input."""
+    """The network of the papers: three hidden layers of 64, SELU, the time as one more input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,8 +61,21 @@ class Net(nn.Module):
         layers = [layer for a, b in zip(sizes[:-1], sizes[1:], strict=True) for layer in (nn.Linear(a, b), nn.SELU())]
         self.layers = nn.Sequential(*layers[:-1])
 
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        found: Tensor = self.layers(torch.cat((x, time[:, None]), 1))
+        return found
+
+
+class Timed(nn.Module):
+    """The same network for a `Denoiser`, whose noise level is log(t / (1 - t)) / 4 on the linear path."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
     def forward(self, x: Tensor, noise_level: Tensor) -> Tensor:
-        return self.layers(torch.cat((x, noise_level[:, None]), 1))
+        found: Tensor = self.net(x, torch.sigmoid(4 * noise_level))
+        return found
 
 
 def w2(x: Tensor, y: Tensor) -> float:
@@ -136,7 +149,7 @@ class Ours(Run):
 
     def __init__(self, coupling: str, seed: int) -> None:
         super().__init__(seed)
-        self.model = sf.Denoiser(self.net, RectifiedFlow(sf.schedules.Flow(), target="velocity"))
+        self.model = sf.Denoiser(Timed(self.net), RectifiedFlow(sf.schedules.Flow(), target="velocity"))
         self.loss: Denoising = Coupled(UniformTime(), None, seed, coupling)
 
     def speed(self, z: Tensor, s: float) -> Tensor:
@@ -184,23 +197,26 @@ class Theirs(Run):
 PEERS = {"exact": "ExactOptimalTransportConditionalFlowMatcher", "independent": "ConditionalFlowMatcher"}
 
 
-def compared(coupling: str, steps: int, seed: int) -> Iterator[dict[str, Any]]:
-    """The rows of a coupling: the peer, ours in the peer's processor time and after as many steps, and its reflow."""
+def compared(coupling: str, steps: int, seed: int, most: float) -> Iterator[dict[str, Any]]:
+    """The rows of a coupling: the peer, ours in the peer's processor time and after as many steps, and its reflow.
+
+    most: the peer's processor time of an earlier run, in which it is not trained anew; 0 for none.
+    """
 
     def row(name: str, run: Run, done: int) -> dict[str, Any]:
         found = {"row": name, "coupling": coupling, "seed": seed, "steps": done, "seconds": run.seconds}
         return found | judged(run.speed)
 
-    most = float("inf")
-    try:
-        peer = Theirs(PEERS[coupling], seed)
-        yield row("torchcfm", peer, peer.train(0, steps))
-        most = peer.seconds
-    except ImportError:
-        print("torchcfm is not installed")
-    run = Ours(coupling, seed)
-    done = run.train(0, steps, most)
-    if most < float("inf"):
+    if not most:
+        try:
+            peer = Theirs(PEERS[coupling], seed)
+            yield row("torchcfm", peer, peer.train(0, steps))
+            most = peer.seconds
+        except ImportError:
+            print("torchcfm is not installed")
+    run, done = Ours(coupling, seed), 0
+    if most:
+        done = run.train(0, steps, most)
         yield row("sfumato, in the time of torchcfm", run, done)
     yield row("sfumato", run, run.train(done, steps))
     if coupling == "independent":
@@ -213,12 +229,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--couplings", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--seconds", type=float, default=0.0, help="of the peer, which is then not trained anew")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "pairs.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in options.seeds:
         for coupling in options.couplings:
-            for row in compared(coupling, options.steps, seed):
+            for row in compared(coupling, options.steps, seed, options.seconds):
                 row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
                 print(json.dumps(row), flush=True)
                 kept(options.out, row, ("row", "coupling", "seed"))

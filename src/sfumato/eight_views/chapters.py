@@ -171,7 +171,7 @@ def reverse_sde(scene: Scene, walked: Columns, chains: Columns, floor: list[floa
     number = interval(walked["sde end"])
     kl = ""
     if floor is not None:
-        kl = f" The KL of the true paths to the model's is {path_kl(scene, chains, floor):.2g} nats a number."
+        kl = f" The KL of the true paths to those of the model is {path_kl(scene, chains, floor):.2g} nats a number."
     return Chapter(
         "reverse SDE",
         "Noise is taken away at random, a little at a time, until data are left. At each level the walks should "
