@@ -18,6 +18,7 @@ from sfumato import flow_map, noise
 from sfumato.belief import broadcast
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.draws import Trivial
+from sfumato.diagnostics.samples import NormalisedLaw
 from sfumato.machine import in_parts
 from sfumato.metrics.channels import radial_power
 from sfumato.nets.watching import watched
@@ -90,17 +91,16 @@ class Scene:
 
 
 @torch.no_grad()
-def forward(scene: Scene) -> dict[str, Tensor]:
+def forward(scene: Scene, law: NormalisedLaw | None = None) -> dict[str, Tensor]:
     """Columns (N, K) of forward chains, all a number: error |x - x_hat|^2, spread |x_hat - m|^2, eps |eps_hat|^2,
     missed |eps - eps_hat|^2, noise |eps|^2, grown |x_hat_k - x_hat_{k+1}|^2 (0 at the noisiest); power (N, K, R) of
-    x_hat - m by band, and whole (N, R) of x - m."""
+    x_hat - m by band, and whole (N, R) of x - m; of a law also excess |x_hat - E[x|z]|^2."""
     axes = principal_axes(scene)
+    names = [*_COLUMNS, *(["excess"] if law is not None else [])]
 
     def work(part: Tensor) -> dict[str, Tensor]:
         x, cond = scene.x[part], scene.cond.rows(part)
-        found: dict[str, list[Tensor]] = {
-            name: [] for name in ("error", "spread", "eps", "missed", "noise", "grown", "power")
-        }
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
         before = None
         for k, z in enumerate(_noised(scene, x, part)):
             belief = scene.model(z, scene.level(k, len(x)), **cond)
@@ -113,6 +113,8 @@ def forward(scene: Scene) -> dict[str, Tensor]:
             found["missed"].append(scene.rms(eps - belief.eps))
             found["noise"].append(scene.rms(eps))
             found["power"].append(power(moved, axes))
+            if law is not None:
+                found["excess"].append(scene.rms(belief.x - _expected(law, z, alpha, sigma)))
             if before is not None:
                 found["grown"].append(scene.rms(before - belief.x))
             before = belief.x
@@ -120,6 +122,12 @@ def forward(scene: Scene) -> dict[str, Tensor]:
         return {name: torch.stack(each, 1) for name, each in found.items()} | {"whole": power(x - scene.centre, axes)}
 
     return scene.parts(work)
+
+
+def _expected(law: NormalisedLaw, z: Tensor, alpha: float, sigma: float) -> Tensor:
+    """E[x|z] of the law, in the model's units."""
+    found = law.truth.moments(law.scale * z.double() + alpha * law.shift, alpha=alpha, sigma=law.scale * sigma)
+    return ((found.x - law.shift) / law.scale).to(z)
 
 
 def _noised(scene: Scene, x: Tensor, part: Tensor) -> Iterator[Tensor]:

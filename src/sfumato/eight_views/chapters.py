@@ -155,14 +155,14 @@ def score(scene: Scene, chains: Columns, floor: list[float] | None) -> Chapter:
     )  # fmt: skip
 
 
-def path_kl(scene: Scene, chains: Columns, floor: list[float]) -> float:
-    """KL of the paths of the exact reverse SDE to the model's, nats a number: 1/2 int snr (E|x - x_hat|^2 - mmse)
-    dlogsnr over the levels (2106.02808, Thm. 1). It bounds the KL of the samples."""
-    excess = scene.logsnr.exp() * (chains["error"].mean(0) - torch.tensor(floor, dtype=torch.float64))
+def path_kl(scene: Scene, chains: Columns) -> float:
+    """KL of the paths of the exact reverse SDE to the model's, nats a number: 1/2 int snr E|x_hat - E[x|z]|^2 dlogsnr
+    over the levels (Song et al. 2021, 2101.09258, Thm. 1). It bounds the KL of the samples."""
+    excess = scene.logsnr.exp() * chains["excess"].mean(0)
     return float(-torch.trapezoid(excess, scene.logsnr) / 2)
 
 
-def reverse_sde(scene: Scene, walked: Columns, chains: Columns, floor: list[float] | None) -> Chapter:
+def reverse_sde(scene: Scene, walked: Columns, chains: Columns) -> Chapter:
     whole = scene.rms(scene.x - scene.centre).double().cpu() / scene.guess.variance
     lines = [
         _curve("walks of the reverse SDE", scene, walked["sde"], ORANGE),
@@ -170,8 +170,8 @@ def reverse_sde(scene: Scene, walked: Columns, chains: Columns, floor: list[floa
     ]
     number = interval(walked["sde end"])
     kl = ""
-    if floor is not None:
-        kl = f" The KL of the true paths to those of the model is {path_kl(scene, chains, floor):.2g} nats a number."
+    if "excess" in chains:
+        kl = f" The KL of the true paths to those of the model is {path_kl(scene, chains):.2g} nats a number."
     return Chapter(
         "reverse SDE",
         "Noise is taken away at random, a little at a time, until data are left. At each level the walks should "

@@ -122,7 +122,7 @@ def views(
 
 
 def _chapters(scene: Scene, law: NormalisedLaw | None) -> list[Chapter]:
-    chains, half, few = forward(scene), scene.few(len(scene.x) // 2), scene.few(len(scene.x) // 8)
+    chains, half, few = forward(scene, None if scene.cond else law), scene.few(len(scene.x) // 2), scene.few(len(scene.x) // 8)
     walked, index = walks(half), torch.arange(len(few.x))
     least = float(torch.exp(-scene.logsnr[0] / 2))
     how: dict[str, Any] = {"steps": _STEPS, "probes": _PROBES, "seed": scene.seed, "sigma_min": least}
@@ -137,7 +137,7 @@ def _chapters(scene: Scene, law: NormalisedLaw | None) -> list[Chapter]:
         of.autoencoder(scene, chains, floor),
         of.latent_variables(scene, chains, bound, flow, exact),
         of.score(scene, chains, floor),
-        of.reverse_sde(scene, walked, chains, floor),
+        of.reverse_sde(scene, walked, chains),
         of.flow(scene, walked, flow, exact),
         of.recurrent(scene, walked, list(_GAINS), gains(few, list(_GAINS)), similarity(few)),
         of.frequencies(scene, chains, bands),
