@@ -107,7 +107,7 @@ def test_the_page_holds_all_and_loads_nothing(field, tmp_path):
     path = found.save(tmp_path / "views.html")
     text = path.read_text()
     assert text.count("<svg") == 8 and "http" not in text.replace("http://www.w3.org", "")
-    assert all(one.says.split(":")[0] in text for one in found.chapters)
+    assert all(one.says.split(":")[0] in text for one in found.chapters) and "4. Reverse SDE" in text
     facts = json.loads((tmp_path / "views.json").read_text())
     assert facts["agrees"] and len(facts["chapters"]) == 8
     assert len(facts["chapters"][0]["picture"]["curves"][0]["x"]) == COUNT
