@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,3 +45,11 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def kept(path: Path, row: dict[str, Any], keys: Sequence[str]) -> None:
+    """Add a row to a file of rows, in the place of the one of the same values of `keys`."""
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [each for each in old if any(each[key] != row[key] for key in keys)]
+    whole = {"machine": hardware(), "commit": commit(), "rows": [*rows, row]}
+    path.write_text(json.dumps(whole, indent=1) + "\n")

@@ -12,11 +12,13 @@ seed with its standard error.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import sfumato as sf
+from record import HERE, kept
 from sfumato.objectives.loss import Batch
 from sfumato.objectives.losses import Denoising
 from sfumato.objectives.residuals import ConsistentDiffusion, FPDiffusion
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 1.0, 3.0])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "residual_losses.json")
     options = parser.parse_args()
     found: dict[str, list[Tensor]] = {}
     for seed in range(options.seeds):
@@ -81,6 +84,7 @@ def main() -> None:
             judged = judge(train(loss, options.steps, seed))
             found.setdefault(name, []).append(torch.tensor(list(judged.values())))
             print(f"{seed} {name:<16}", "  ".join(f"{key} {value:.4f}" for key, value in judged.items()), flush=True)
+            kept(options.out, {"loss": name, "seed": seed, "steps": options.steps, **judged}, ("loss", "seed", "steps"))
     if options.seeds > 1:
         compared(found, list(judged))
 

@@ -1,10 +1,12 @@
 """Coupling flows: invertible, with the determinant of their Jacobian, trained by the loop, measured and sampled."""
 
+import numpy as np
 import pytest
 import torch
 
 import sfumato as sf
-from sfumato.coupling_flow import CouplingFlow
+from sfumato import CouplingFlow
+from sfumato.cli import main
 from sfumato.nets import Couplings
 
 TRUTH = sf.exact.GaussianMixture([0.6, 0.4], torch.tensor([[-1.0, 0.3], [0.8, -0.5]]), 0.15)
@@ -64,6 +66,42 @@ def test_a_run_trains_one_and_it_is_measured_in_user_units(tmp_path):
         assert torch.allclose(plain, model.spec.normalise(drawn[:3].float()), atol=1e-4)
         assert torch.allclose(drawn.mean(0), user.double().mean(0), atol=2.5)
     assert "coupling flow" in found.method
+
+
+def test_commands_judge_one_by_its_samples_and_its_likelihood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = TRUTH.sample(400, 5).float()
+    np.save("x.npy", x.numpy())
+    sf.train(
+        "x.npy", "run", loss="coupling-flow", net="Couplings(layers=4, width=24)", steps=60, batch=128, lr=0.005,
+        sample_every=0, snapshots=0, precision="float32", optimizer="adamw",
+    )  # fmt: skip
+    model = sf.load("run")
+    found = sf.metrics.evaluate("run", "x.npy", ["energy"], n=100)["energy"]
+    assert found.protocol["sampler"] == "coupling flow" and found.protocol["calls"] == 1
+    untrained = sf.metrics.evaluate(CouplingFlow(Couplings(2), model.spec), "x.npy", ["energy"], n=100)["energy"]
+    assert found.value < untrained.value
+    judged = sf.memorization("run", "x.npy", samples=40)
+    assert judged.samples == 40 and judged.exact == 0
+    copies = CouplingFlow(Copies(model.spec.normalise(x)), model.spec)
+    copies.provenance = dict(model.provenance)
+    assert sf.memorization(copies, "x.npy", samples=40).verdict == "memorised"
+    for words in (("evaluate", "run", "--metric", "energy", "-n", "50"), ("memorization", "run", "-n", "40")):
+        assert main(list(words)) == 0
+    assert main(["likelihood", "run", "x.npy", "-n", "20"]) == 0
+    with pytest.raises(sf.SfumatoError, match="one call"):
+        sf.metrics.evaluate("run", "x.npy", ["energy"], n=100, steps=5)
+
+
+class Copies(torch.nn.Module):
+    """A flow whose samples are data."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x, self.shape = torch.nn.Parameter(x), (2,)
+
+    def inverse(self, z):
+        return self.x[(z[:, 0].double().sigmoid() * len(self.x)).long()]
 
 
 def test_mistakes_are_said(tmp_path):

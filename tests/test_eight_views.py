@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import sfumato as sf
 from audit_faults import FAULTS, LAW, PROCESS, Faulty
 from sfumato.diagnostics.samples import evaluation_set, trivial
 from sfumato.eight_views import Views
-from sfumato.eight_views.chains import COUNT, Scene, gains, power, walks
+from sfumato.eight_views.chains import COUNT, Scene, gains, power, similarity, walks
 
 NAMES = ["autoencoder", "latent-variable model", "score", "reverse SDE", "flow", "recurrent network"]
 
@@ -106,7 +107,7 @@ def test_the_page_holds_all_and_loads_nothing(field, tmp_path):
     path = found.save(tmp_path / "views.html")
     text = path.read_text()
     assert text.count("<svg") == 8 and "http" not in text.replace("http://www.w3.org", "")
-    assert all(one.says.split(":")[0] in text for one in found.chapters)
+    assert all(one.says.split(":")[0] in text for one in found.chapters) and "4. Reverse SDE" in text
     facts = json.loads((tmp_path / "views.json").read_text())
     assert facts["agrees"] and len(facts["chapters"]) == 8
     assert len(facts["chapters"][0]["picture"]["curves"][0]["x"]) == COUNT
@@ -117,3 +118,35 @@ def test_the_page_holds_all_and_loads_nothing(field, tmp_path):
 def test_few_samples_are_refused():
     with pytest.raises(sf.SfumatoError, match="at least 16 samples"):
         sf.views(LAW.denoiser(PROCESS), torch.zeros(5, 2))
+
+
+def test_the_kl_of_paths_is_that_of_mismatched_normal_laws():
+    """1/2 int snr (E|x - x_hat|^2 - mmse) dlogsnr = KL of the laws, for a denoiser of another variance."""
+    law, other = (sf.exact.GaussianMixture([1.0], [[0.0] * 4], c) for c in (1.0, 0.5))
+    found = sf.views(other.denoiser(PROCESS), law, samples=512).chapters[3]
+    value = float(re.search(r"of the model is (\S+) nats a number", found.says)[1])
+    assert value == pytest.approx((2 - 1 - math.log(2)) / 2, abs=0.01)
+
+
+class Echo(torch.nn.Module):
+    """A network that repeats its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Identity()
+
+    def forward(self, x, noise_level):
+        return self.layer(x)
+
+
+def test_the_similarity_of_layers_is_that_of_what_they_repeat():
+    """CKA of white states at two levels is the square of their correlation, alpha_t / alpha_s."""
+    law = sf.exact.GaussianMixture([1.0], [[0.0] * 40], 1.0)
+    model = sf.Denoiser(Echo(), PROCESS)
+    data = evaluation_set(model, law.sample(400, seed=5).float(), None, None, 400, 0, [])
+    scene = Scene.of(model, trivial(model, data), data.x, data.cond, 0, 400)
+    near, far = similarity(scene)
+    alpha = PROCESS.schedule.alpha(scene.t)
+    assert near == pytest.approx(float((alpha[1:] / alpha[:-1]).square().mean()), abs=0.03)
+    assert far == pytest.approx(0, abs=0.03)
+    assert similarity(_scene(law)) is None  # an exact model has no layers

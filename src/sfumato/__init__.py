@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sfumato.compose import Experts as Experts
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import differentiable as differentiable
+    from sfumato.coupling_flow import CouplingFlow as CouplingFlow
     from sfumato.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
     from sfumato.diagnosis import doctor as doctor
     from sfumato.diagnostics.audit import audit as audit
@@ -108,6 +109,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Cascade": "sfumato.cascade:Cascade",
     "Codec": "sfumato.autoencoder:Codec",
+    "CouplingFlow": "sfumato.coupling_flow:CouplingFlow",
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
     "Embedder": "sfumato.embedder:Embedder",

@@ -4,7 +4,7 @@
 
 The map is one-to-one: encode and decode with the same steps invert each other up to the solver's error (order 4). A
 latent is a state at t = 1, z_1 ~ N(0, sigma(1)^2), not whitened: `sample(model, z=latent)` accepts it unchanged, and
-latent / sigma(1) is standard normal.
+latent / sigma(1) is standard normal. Of a spectral process it is a state of coefficients, in units of its prior.
 Sources: Song et al. 2020 (2010.02502), Sec. 4.3 and 5.3; Song et al. 2021 (2011.13456), App. D.4.
 """
 
@@ -21,7 +21,8 @@ from sfumato.conditions import resolve
 from sfumato.errors import SfumatoError
 from sfumato.machine import default_cpu
 from sfumato.model import Model, compute_dtype
-from sfumato.probability_flow import Field, Track, data_scale
+from sfumato.probability_flow import field_of
+from sfumato.process import Spectral
 from sfumato.process.gaussian import require_numbers
 from sfumato.sampling import refuse_arguments, sample
 from sfumato.state import samples
@@ -47,12 +48,12 @@ def encode(
     as a state at that level. normalised=True takes x in the model's units. label=... as in `sample`: encoding under one
     label and decoding under another edits the sample. SfumatoError if x does not match the model's spec.
     """
-    require_numbers(model, _FLOW, _SEEDS)
+    process = _require_flow(model)
     spec = None if normalised else getattr(model, "spec", None)
     if spec is not None:
         spec.check(x)
-    x = x if spec is None else spec.normalise(x)
-    return _flow(model, x, steps, sigma_min, batch, cond, back=False)
+    x = samples(x if spec is None else spec.normalise(x), "encode")
+    return _flow(model, process.data(x.double()), steps, sigma_min, batch, cond, back=False)
 
 
 @default_cpu()
@@ -70,10 +71,17 @@ def decode(
     As in `sample`, integer data are rounded and clipped to their declared bounds; normalised=True keeps the model's
     units.
     """
-    require_numbers(model, _FLOW, _SEEDS)
+    process = _require_flow(model)
     spec = None if normalised else getattr(model, "spec", None)
-    x = _flow(model, latent, steps, sigma_min, batch, cond, back=True)
+    x = process.table(_flow(model, latent, steps, sigma_min, batch, cond, back=True))
     return x if spec is None else spec.denormalise(x)
+
+
+def _require_flow(model: Model) -> Any:
+    """The process of a model whose states are real numbers; SfumatoError for others."""
+    if not isinstance(getattr(model, "process", None), Spectral):
+        require_numbers(model, _FLOW, _SEEDS)
+    return model.process
 
 
 def _flow(
@@ -82,13 +90,12 @@ def _flow(
     function = decode if back else encode
     refuse_arguments(function, model, cond)
     state = samples(state, function.__name__)
-    track = Track.of(model.process.schedule, steps, data_scale(model), sigma_min)
     conditions, device = resolve(model, cond, len(state)), getattr(model, "device", state.device)
-    clean, noise = track.norm[0] / track.alpha[0], track.norm[-1]
-    start, stop = (noise, clean) if back else (clean, noise)
     out = []
     for part in torch.arange(len(state)).split(batch):
-        field = Field(model, track, conditions.rows(part).to(device))
+        field = field_of(model, conditions.rows(part).to(device), steps, sigma_min)
+        clean, noise = field.track.norm[0] / field.track.alpha[0], field.track.norm[-1]
+        start, stop = (noise, clean) if back else (clean, noise)
         *_, (_, w) = field.walk(state[part].to(device, torch.float64) / start, back)
         out.append((stop * w).to(compute_dtype(model)).cpu())
     return torch.cat(out)
@@ -131,7 +138,9 @@ def interpolate(model: Any, a: Any, b: Any, shares: float | Sequence[float], **h
         how |= {"index": range(len(start))}
         return torch.stack([_pictures(model, slerp(start, end, p), **how) for p in shares])
     start, end = (encode(model, x, **how) for x in (a, b))
-    return torch.stack([decode(model, slerp(start, end, p), **how) for p in shares])
+    # of equal variance, as a sphere is meant
+    unit = model.process.prior(torch.ones_like(start)) if isinstance(model.process, Spectral) else 1.0
+    return torch.stack([decode(model, slerp(start / unit, end / unit, p) * unit, **how) for p in shares])
 
 
 @default_cpu()

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,11 @@ from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, whole
 from sfumato.exact import ExactDenoiser
 from sfumato.model import Model, compute_dtype
-from sfumato.process import require_flow
+from sfumato.process import Spectral, require_flow
 from sfumato.roots import bisection
 from sfumato.schedule import NODE_LIMIT, Schedule
 
+_LAST = 1 - 1e-7  # the end of the flow of coefficients: at t = 1 the noise level of the total may be infinite
 SHARE = 0.4  # the share of the steps that is uniform in log(tau)
 _ROWS = 512  # most rows of one model call when a state is repeated
 
@@ -167,6 +169,52 @@ class Field:
             yield j, w
             if 0 <= j + jump < len(self.track.time):
                 w = self.step(w, j, jump)
+
+
+@dataclasses.dataclass(frozen=True)
+class CoefficientTrack(Track):
+    """A track whose alpha, sigma, norm and rate = 1 / norm are tensors (1, *shape); gain is S_f dtau_f/du."""
+
+    gain: tuple[Tensor, ...] = ()
+
+    @functools.cached_property
+    def flux(self) -> tuple[float, ...]:
+        return (1.0,) * len(self.time)
+
+    @classmethod
+    def along(cls, process: Any, steps: int, sigma_min: float | None) -> CoefficientTrack:
+        """The track at the times of the clock's own, from sigma/alpha = sigma_min of the total."""
+        own = Track.of(process.clock, steps, 1.0, sigma_min)
+        scale, time = process.sigma_data, torch.tensor(own.time, dtype=torch.float64).clamp_max(_LAST)
+        alpha, sigma = process.schedule(time)
+        norm = scale * alpha + sigma
+        # dtau/du = -tau (1 - tau) / 2 dlogsnr/du, for the total and for each coefficient
+        tau = torch.sigmoid(-process.clock.logsnr(time) / 2)
+        total = torch.tensor(own.rate, dtype=torch.float64) / (tau * (1 - tau))
+        each = scale * alpha * sigma / norm**2 * process.shares(time)
+        gain = norm * each * total.reshape(-1, *[1] * (norm.ndim - 1))
+        names = ("alpha", "sigma", "norm", "rate", "gain")
+        parts: Any = {
+            name: value.split(1) for name, value in zip(names, (alpha, sigma, norm, 1 / norm, gain), strict=True)
+        }
+        return cls(time=tuple(time.tolist()), scale=scale, **parts)
+
+
+class CoefficientField(Field):
+    """S_f dw_f/du of one batch at the points of a track."""
+
+    track: CoefficientTrack
+
+    def _y(self, z: Tensor, j: int, copies: int = 1) -> Tensor:
+        return self.track.gain[j].to(z) * super()._y(z, j, copies)
+
+
+def field_of(model: Model, cond: Mapping[str, Given | Tensor], steps: int, sigma_min: float | None) -> Field:
+    """The flow of one batch; of a spectral process that of its coefficients."""
+    process = model.process
+    if isinstance(process, Spectral):
+        return CoefficientField(model, CoefficientTrack.along(process, steps, sigma_min), cond)
+    return Field(model, Track.of(process.schedule, steps, data_scale(model), sigma_min), cond)
 
 
 def quadrature(steps: int, order: int = 6) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.probability_flow import CoefficientTrack
 from sfumato.process import Basis, Blur, Coloured, Heat, Spectral, Subspace, from_config, principal
 from sfumato.process.bases import wavelets
 from sfumato.solvers import grids
@@ -245,6 +246,32 @@ def test_the_likelihood_of_a_mixture_is_exact():
     c = law.sample(3)
     found = sf.log_prob(law.denoiser(process), process.table(c), steps=128)
     assert torch.allclose(found.value, law.log_prob(c), atol=0.02)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_latents_are_those_of_the_exact_flow_and_lead_back(name):
+    """Of one normal law the flow keeps each coefficient over its deviation."""
+    law = fields(1)
+    process = known(MADE[name], law)
+    model, c = law.denoiser(process), law.sample(3)
+    x = process.table(c)
+    latent = sf.encode(model, x, steps=128)
+    least = CoefficientTrack.along(process, 128, None)
+    deviation = (least.alpha[0] ** 2 * spectrum() + least.sigma[0] ** 2).sqrt()
+    expected = process.prior(least.alpha[0] * c / deviation)
+    most = 0.03 if name == "subspace" else 1e-3  # its curves have kinks
+    for found, true in ((latent, expected), (sf.decode(model, latent, steps=128), x)):
+        assert float((found - true).square().mean().sqrt()) < most
+
+
+def test_a_way_between_two_samples_keeps_their_power():
+    law = fields(1)
+    process = known(MADE["blur"], law)
+    a, b = process.table(law.sample(400)).split(200)
+    way = sf.interpolate(law.denoiser(process), a, b, (0.0, 0.5, 1.0), steps=48)
+    assert torch.allclose(way[0], a, atol=0.02) and torch.allclose(way[2], b, atol=0.02)
+    power = process.data(way[1]).square().mean(0)
+    assert float((power / spectrum()).log().square().mean().sqrt()) < 0.2  # 0.1 by chance
 
 
 class Zero(torch.nn.Module):

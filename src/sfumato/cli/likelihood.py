@@ -16,6 +16,7 @@ from sfumato.cli.look import opened
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, of_data
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import DataSpec, frames
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic
@@ -42,7 +43,7 @@ def likelihood(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"-n needs at least 1 sample, got {options.number}")
     if options.out is not None and Path(options.out).suffix.lower() != ".npz":
         raise SfumatoError(f"{options.out} has no known kind: end it in .npz")
-    denoiser = serialization.load_sampler(options.model, device=device_of(options.device))
+    denoiser = serialization.load_sampler(options.model, device=device_of(options.device), also=CouplingFlow)
     spec = asked.spec_of(denoiser, options.model)
     if spec.table is not None:
         of_rows(denoiser, options, voice, started)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from sfumato import __version__, sampling, serialization
-from sfumato.cascade import Staged
 from sfumato.cli import conditions as asked
 from sfumato.cli import edit, table, text, write
 from sfumato.cli.guidance import FLAGS, guided, heard, refuse_alone, refuse_guidance
@@ -61,7 +60,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     started = time.monotonic()
     contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
-    denoiser = serialization.load_sampler(options.model, options.weights, device, (Staged, CouplingFlow))
+    denoiser = serialization.load_sampler(options.model, options.weights, device, sampling.Stateless)
     spec, options = asked.spec_of(denoiser, options.model), heard(options, denoiser)
     stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from sfumato import data, noise, serialization
-from sfumato.cascade import Staged
 from sfumato.conditions import of_data
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import Source
 from sfumato.data.lengths import Lengths
 from sfumato.data.opening import lengthened
@@ -39,7 +39,7 @@ from sfumato.intervals import Interval, fraction
 from sfumato.machine import default_cpu
 from sfumato.model import unordered
 from sfumato.pictures import picture
-from sfumato.sampling import sample
+from sfumato.sampling import Stateless, sample
 from sfumato.solver_selection import AnySolver
 
 _CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles of 99.9 and 99 %
@@ -123,10 +123,10 @@ def memorization(
     model: a denoiser, or the path of a model file or run folder. data: its training data, as `sf.data.open` takes them,
     with the training's settings `labels` and `size`; split as in training, or the training set alone if `holdout` is
     unseen data. generated: samples to judge, in the units of the data, instead of new ones; of sequences a list.
-    samples: how many to draw, in `steps` steps, by default unguided (the learned law), with the conditions of their
-    twins; where these are more than classes, a sample is not compared with its own twin, which it should resemble.
-    features: a map x (B, *shape) in the units of the data -> (B, F), in which to measure distances; by default these
-    use all numbers, each divided by its channel's deviation.
+    samples: how many to draw, in `steps` steps (a coupling flow in one call), by default unguided (the learned law),
+    with the conditions of their twins; where these are more than classes, a sample is not compared with its own twin,
+    which it should resemble. features: a map x (B, *shape) in the units of the data -> (B, F), in which to measure
+    distances; by default these use all numbers, each divided by its channel's deviation.
 
     Cost: at most samples (steps + 1) network calls, and 4 samples N D multiplications. Raises SfumatoError for data
     other than the training data, or without a hold-out.
@@ -135,7 +135,7 @@ def memorization(
         raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
     samples, seed = whole("samples", samples), whole("seed", seed, None)
     if isinstance(model, str | os.PathLike):
-        model = serialization.load_sampler(model, device=device, also=Staged)
+        model = serialization.load_sampler(model, device=device, also=Stateless)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
@@ -147,7 +147,8 @@ def memorization(
     if generated is None:
         cond = of_data(model, source, twins)
         drawn_from = model if guidance is None else guide(model, guidance)
-        generated = drawn(drawn_from, len(twins), steps, seed, cond, batch)
+        asked = None if isinstance(model, CouplingFlow) else steps
+        generated = drawn(drawn_from, len(twins), asked, seed, cond, batch)
     space = Space(getattr(model, "spec", None), features, device, unordered(model))
     if source.table is not None:
         generated, source, unseen, space = of_cells(generated, source, unseen, features)
@@ -167,10 +168,10 @@ def drawn(
 ) -> Tensor:  # fmt: skip
     """n samples in the units of the data; of a table its rows as vectors."""
     how = {"steps": steps, "solver": solver, "seed": seed, "batch": batch, "world": world, "cond": cond}
-    stages = isinstance(model, Staged)  # each of which has units of its own
-    x = sample(model, n, normalised=not stages, **how)
+    whole = isinstance(model, Stateless)  # a model of stages, each of which has units of its own, or one without any
+    x = sample(model, n, normalised=not whole, **how)
     spec = getattr(model, "spec", None)
-    x = x if spec is None or stages else spec.denormalise(model.process.table(x))
+    x = x if spec is None or whole else spec.denormalise(model.process.table(x))
     assert isinstance(x, Tensor)
     return x
 

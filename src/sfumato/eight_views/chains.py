@@ -6,6 +6,7 @@ z_1 = alpha_1 x + sigma_1 eps,   z_{k+1} = a_k z_k + c_k n   (forward chains, cl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +18,10 @@ from sfumato import flow_map, noise
 from sfumato.belief import broadcast
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.draws import Trivial
+from sfumato.diagnostics.samples import NormalisedLaw
 from sfumato.machine import in_parts
 from sfumato.metrics.channels import radial_power
+from sfumato.nets.watching import watched
 from sfumato.noise import Noise
 from sfumato.noised import evaluating
 from sfumato.objectives import flow_maps
@@ -88,17 +91,16 @@ class Scene:
 
 
 @torch.no_grad()
-def forward(scene: Scene) -> dict[str, Tensor]:
+def forward(scene: Scene, law: NormalisedLaw | None = None) -> dict[str, Tensor]:
     """Columns (N, K) of forward chains, all a number: error |x - x_hat|^2, spread |x_hat - m|^2, eps |eps_hat|^2,
     missed |eps - eps_hat|^2, noise |eps|^2, grown |x_hat_k - x_hat_{k+1}|^2 (0 at the noisiest); power (N, K, R) of
-    x_hat - m by band, and whole (N, R) of x - m."""
+    x_hat - m by band, and whole (N, R) of x - m; of a law also excess |x_hat - E[x|z]|^2."""
     axes = principal_axes(scene)
+    names = [*_COLUMNS, *(["excess"] if law is not None else [])]
 
     def work(part: Tensor) -> dict[str, Tensor]:
         x, cond = scene.x[part], scene.cond.rows(part)
-        found: dict[str, list[Tensor]] = {
-            name: [] for name in ("error", "spread", "eps", "missed", "noise", "grown", "power")
-        }
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
         before = None
         for k, z in enumerate(_noised(scene, x, part)):
             belief = scene.model(z, scene.level(k, len(x)), **cond)
@@ -111,6 +113,8 @@ def forward(scene: Scene) -> dict[str, Tensor]:
             found["missed"].append(scene.rms(eps - belief.eps))
             found["noise"].append(scene.rms(eps))
             found["power"].append(power(moved, axes))
+            if law is not None:
+                found["excess"].append(scene.rms(belief.x - _expected(law, z, alpha, sigma)))
             if before is not None:
                 found["grown"].append(scene.rms(before - belief.x))
             before = belief.x
@@ -118,6 +122,12 @@ def forward(scene: Scene) -> dict[str, Tensor]:
         return {name: torch.stack(each, 1) for name, each in found.items()} | {"whole": power(x - scene.centre, axes)}
 
     return scene.parts(work)
+
+
+def _expected(law: NormalisedLaw, z: Tensor, alpha: float, sigma: float) -> Tensor:
+    """E[x|z] of the law, in the model's units."""
+    found = law.truth.moments(law.scale * z.double() + alpha * law.shift, alpha=alpha, sigma=law.scale * sigma)
+    return ((found.x - law.shift) / law.scale).to(z)
 
 
 def _noised(scene: Scene, x: Tensor, part: Tensor) -> Iterator[Tensor]:
@@ -243,3 +253,50 @@ def gains(scene: Scene, levels: list[int]) -> Tensor:
         return {"": torch.stack(found, 1)}
 
     return scene.parts(work)[""]
+
+
+@torch.no_grad()
+def similarity(scene: Scene) -> tuple[float, float] | None:
+    """Means over the layers of a network of the similarity of their outputs, between neighbouring levels and between
+    the cleanest and the noisiest; None of models without a network, or of fewer than 4 samples.
+
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), K and L the products of samples in two layers, without bias
+    (Kornblith et al. 2019, 1905.00414; Song et al. 2012).
+    """
+    net, count = getattr(scene.model, "net", None), len(scene.x)
+    if net is None or count < 4:
+        return None
+    levels: list[dict[str, Tensor]] = []
+
+    def look(name: str, out: Any) -> None:
+        if isinstance(out, Tensor) and out.is_floating_point() and out.ndim > 1 and len(out) == count:
+            rows = out.flatten(1).double().cpu()
+            levels[-1][name] = _products(rows - rows.mean(0))
+
+    with evaluating(scene.model), watched(net, look):
+        for k, z in enumerate(_noised(scene, scene.x, torch.arange(count))):
+            levels.append({})
+            scene.model(z, scene.level(k, count), **scene.cond)
+    pairs = [*itertools.pairwise(levels), (levels[0], levels[-1])]
+    found = [[alike for name in a.keys() & b.keys() if (alike := _cka(a[name], b[name])) is not None] for a, b in pairs]
+    if not all(found):
+        return None
+    means = [sum(each) / len(each) for each in found]
+    return sum(means[:-1]) / (len(means) - 1), means[-1]
+
+
+def _products(rows: Tensor) -> Tensor:
+    """The products of different samples (N, N), 0 on the diagonal, so that a sample is not like itself by chance."""
+    return (rows @ rows.T).fill_diagonal_(0.0)
+
+
+def _cka(a: Tensor, b: Tensor) -> float | None:
+    """The similarity of two layers from their products; None where one of them says nothing of the samples."""
+    cross, own, other = _hsic(a, b), _hsic(a, a), _hsic(b, b)
+    return cross / math.sqrt(own * other) if min(own, other) > 0 else None
+
+
+def _hsic(a: Tensor, b: Tensor) -> float:
+    n = len(a)
+    both = (a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a.sum(0) * b.sum(0)).sum()
+    return float(both / (n * (n - 3)))

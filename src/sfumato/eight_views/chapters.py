@@ -155,17 +155,27 @@ def score(scene: Scene, chains: Columns, floor: list[float] | None) -> Chapter:
     )  # fmt: skip
 
 
-def reverse_sde(scene: Scene, walked: Columns) -> Chapter:
+def path_kl(scene: Scene, chains: Columns) -> float:
+    """KL of the paths of the exact reverse SDE to the model's, nats a number: 1/2 int snr E|x_hat - E[x|z]|^2 dlogsnr
+    over the levels (Song et al. 2021, 2101.09258, Thm. 1). It bounds the KL of the samples."""
+    excess = scene.logsnr.exp() * chains["excess"].mean(0)
+    return float(-torch.trapezoid(excess, scene.logsnr) / 2)
+
+
+def reverse_sde(scene: Scene, walked: Columns, chains: Columns) -> Chapter:
     whole = scene.rms(scene.x - scene.centre).double().cpu() / scene.guess.variance
     lines = [
         _curve("walks of the reverse SDE", scene, walked["sde"], ORANGE),
         Line("noised data", scene.logsnr.tolist(), [1.0] * COUNT, GREY, dashes="--"),
     ]
     number = interval(walked["sde end"])
+    kl = ""
+    if "excess" in chains:
+        kl = f" The KL of the true paths to those of the model is {path_kl(scene, chains):.2g} nats a number."
     return Chapter(
         "reverse SDE",
         "Noise is taken away at random, a little at a time, until data are left. At each level the walks should "
-        "spread as noised data do.",
+        f"spread as noised data do.{kl}",
         "variance of its samples over that of the data", number, 1.0,
         Check("its samples spread as the data do", difference(number, interval(whole)), slack=0.03),
         Picture(lines, up="spread of z, 1 as noised data"),
@@ -188,15 +198,23 @@ def flow(scene: Scene, walked: Columns, measured: Measured, exact: float | None)
     )  # fmt: skip
 
 
-def recurrent(scene: Scene, walked: Columns, levels: list[int], gained: Tensor) -> Chapter:
+def recurrent(
+    scene: Scene, walked: Columns, levels: list[int], gained: Tensor, alike: tuple[float, float] | None
+) -> Chapter:
     variance = scene.guess.variance
     x, stderr = scene.logsnr[levels].tolist(), plain(gained.std(0) / variance / math.sqrt(len(gained)))
     lines = [Line("|dx_0/dz|^2", x, (gained.mean(0) / variance).tolist(), PURPLE, True, stderr)]
     number = interval(gained[:, -1] / variance)
+    inside = ""
+    if alike is not None:
+        inside = (
+            f" What its layers make of samples at one level is like what they make at the next by {alike[0]:.2f}, and "
+            f"at the first and the last by {alike[1]:.2f} (CKA, 1 for the same up to rotation)."
+        )
     return Chapter(
         "recurrent network",
         "One network is applied again and again to what it has made. Like that of any recurrent network its gradient "
-        "may grow: how far the sample moves when a state does.",
+        f"may grow: how far the sample moves when a state does.{inside}",
         "S^2 E|dx_0/dz|^2 over the variance of the data, from pure noise", number, None,
         Check("samples of one condition spread by no more than that (4 and 5; Poincare's inequality)",
               difference(number, interval(walked["apart"])), least=True, slack=0.03),

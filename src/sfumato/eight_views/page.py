@@ -17,7 +17,7 @@ from sfumato.diagnostics import report
 from sfumato.diagnostics.plots import chart
 from sfumato.diagnostics.samples import NormalisedLaw, evaluation_set, trivial
 from sfumato.eight_views import chapters as of
-from sfumato.eight_views.chains import COUNT, Scene, forward, gains, principal_axes, walks
+from sfumato.eight_views.chains import COUNT, Scene, forward, gains, principal_axes, similarity, walks
 from sfumato.eight_views.chapters import Chapter
 from sfumato.errors import SfumatoError, whole
 from sfumato.files import write_text
@@ -122,7 +122,7 @@ def views(
 
 
 def _chapters(scene: Scene, law: NormalisedLaw | None) -> list[Chapter]:
-    chains, half, few = forward(scene), scene.few(len(scene.x) // 2), scene.few(len(scene.x) // 8)
+    chains, half, few = forward(scene, None if scene.cond else law), scene.few(len(scene.x) // 2), scene.few(len(scene.x) // 8)
     walked, index = walks(half), torch.arange(len(few.x))
     least = float(torch.exp(-scene.logsnr[0] / 2))
     how: dict[str, Any] = {"steps": _STEPS, "probes": _PROBES, "seed": scene.seed, "sigma_min": least}
@@ -137,9 +137,9 @@ def _chapters(scene: Scene, law: NormalisedLaw | None) -> list[Chapter]:
         of.autoencoder(scene, chains, floor),
         of.latent_variables(scene, chains, bound, flow, exact),
         of.score(scene, chains, floor),
-        of.reverse_sde(scene, walked),
+        of.reverse_sde(scene, walked, chains),
         of.flow(scene, walked, flow, exact),
-        of.recurrent(scene, walked, list(_GAINS), gains(few, list(_GAINS))),
+        of.recurrent(scene, walked, list(_GAINS), gains(few, list(_GAINS)), similarity(few)),
         of.frequencies(scene, chains, bands),
         of.expectation(scene, chains),
     ]

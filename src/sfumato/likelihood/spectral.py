@@ -9,8 +9,6 @@ the value is the log-density of the model that starts there, and nothing is adde
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -22,47 +20,7 @@ from sfumato.likelihood.flow import DEFAULT_STEPS, Integration, estimator_for, l
 from sfumato.likelihood.measured import Measured, pooled
 from sfumato.likelihood.trace import TraceEstimator
 from sfumato.model import Model
-from sfumato.probability_flow import Field, Track
-
-_LAST = 1 - 1e-7  # the end of the flow: at t = 1 the noise level of the total may be infinite
-
-
-@dataclasses.dataclass(frozen=True)
-class CoefficientTrack(Track):
-    """A track whose alpha, sigma, norm and rate = 1 / norm are tensors (1, *shape); gain is S_f dtau_f/du."""
-
-    gain: tuple[Tensor, ...] = ()
-
-    @functools.cached_property
-    def flux(self) -> tuple[float, ...]:
-        return (1.0,) * len(self.time)
-
-    @classmethod
-    def along(cls, process: Any, steps: int, sigma_min: float | None) -> CoefficientTrack:
-        """The track at the times of the clock's own, from sigma/alpha = sigma_min of the total."""
-        own = Track.of(process.clock, steps, 1.0, sigma_min)
-        scale, time = process.sigma_data, torch.tensor(own.time, dtype=torch.float64).clamp_max(_LAST)
-        alpha, sigma = process.schedule(time)
-        norm = scale * alpha + sigma
-        # dtau/du = -tau (1 - tau) / 2 dlogsnr/du, for the total and for each coefficient
-        tau = torch.sigmoid(-process.clock.logsnr(time) / 2)
-        total = torch.tensor(own.rate, dtype=torch.float64) / (tau * (1 - tau))
-        each = scale * alpha * sigma / norm**2 * process.shares(time)
-        gain = norm * each * total.reshape(-1, *[1] * (norm.ndim - 1))
-        names = ("alpha", "sigma", "norm", "rate", "gain")
-        parts: Any = {
-            name: value.split(1) for name, value in zip(names, (alpha, sigma, norm, 1 / norm, gain), strict=True)
-        }
-        return cls(time=tuple(time.tolist()), scale=scale, **parts)
-
-
-class CoefficientField(Field):
-    """S_f dw_f/du of one batch at the points of a track."""
-
-    track: CoefficientTrack
-
-    def _y(self, z: Tensor, j: int, copies: int = 1) -> Tensor:
-        return self.track.gain[j].to(z) * super()._y(z, j, copies)
+from sfumato.probability_flow import CoefficientField, CoefficientTrack
 
 
 class NoiseField(CoefficientField):

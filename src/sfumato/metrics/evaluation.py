@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sfumato import data, noise, sampling, serialization
 from sfumato.autoregressive import Autoregressive
-from sfumato.cascade import Staged
 from sfumato.conditions import of_data
 from sfumato.data import Source, frames
 from sfumato.data.opening import lengthened
@@ -223,8 +222,10 @@ class Evaluator:
         drawn_from = model if guidance is None else guide(model, guidance)
         plans = sampling.plans(drawn_from, steps, solver)
         x = drawn(drawn_from, n, steps, seed, cond, self.batch, solver=solver) if x is None else x[:n]
-        names = "; ".join(dict.fromkeys(plan.name for plan in plans))
-        facts = {"sampler": names, "steps": plans[0].steps, "calls": sum(plan.spent for plan in plans)}
+        facts: dict[str, Any] = {"sampler": "coupling flow", "steps": 1, "calls": 1}
+        if plans:
+            names = "; ".join(dict.fromkeys(plan.name for plan in plans))
+            facts = {"sampler": names, "steps": plans[0].steps, "calls": sum(plan.spent for plan in plans)}
         return x, {**facts, "conditions": sorted(cond), **kept}
 
 
@@ -296,7 +297,7 @@ def sweep(evaluator: Evaluator, over: Mapping[str, Sequence[Any]], **fixed: Any)
 
 def is_model(thing: Any) -> bool:
     """Whether this draws samples, rather than being some."""
-    return hasattr(thing, "process") or isinstance(thing, Autoregressive | Staged)
+    return hasattr(thing, "process") or isinstance(thing, Autoregressive | sampling.Stateless)
 
 
 def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
@@ -307,5 +308,5 @@ def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
         return model
     path = Path(model).expanduser()
     if path.suffix == ".safetensors" or (path / serialization.FILE).is_file() or (path / "checkpoints").is_dir():
-        return serialization.load_sampler(model, weights or "ema", device_of(device), Staged)
+        return serialization.load_sampler(model, weights or "ema", device_of(device), sampling.Stateless)
     return path if path.exists() else data.open(model)

@@ -25,7 +25,7 @@ from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.objectives.weights import Weight, chosen
 from sfumato.process import added, given
 from sfumato.schedule import Time, as_time
-from sfumato.state import State, first_leaf, numbers_like
+from sfumato.state import State, first_leaf
 
 
 @default_cpu()
@@ -55,8 +55,8 @@ def denoising_loss(
     require_encoded(conditions)
     process = given(denoiser.process, conditions)
     x = process.data(x)
-    index, t, drawn = drawn_inputs(process, x, t, times, seed, index, eps)
-    t, drawn = as_time(t).expand(len(index)), added(process, drawn, x)
+    index, t, source = drawn_inputs(process, x, t, times, seed, index, eps)
+    t, drawn = as_time(t).expand(len(index)), added(process, source, x)
     z = process.corrupt(x, t, drawn)
     if clean is not None:
         x, drawn = clean(Corrupted(process, x, drawn, z, t, seed, index, conditions))
@@ -73,10 +73,10 @@ def drawn_inputs(
     seed: int,
     index: Tensor | Sequence[int] | None,
     eps: State | None,
-) -> tuple[Tensor, Any, State]:
-    """(index, t, eps) of a loss: (B,), (B,) and like x; arguments that are None are drawn from (seed, index)."""
+) -> tuple[Tensor, Any, Noise | State]:
+    """(index, t, eps) of a loss, (B,), (B,) and eps as given; without, t is drawn from (seed, index), and eps is the
+    source of its numbers."""
     index = torch.arange(len(first_leaf(x))) if index is None else torch.as_tensor(index)
     if t is None:
         t = process.clock.time(times.logsnr(times.levels(seed, index, noise.TRAIN_TIME), process.clock))
-    drawn = numbers_like(Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps, x)
-    return index, t, drawn
+    return index, t, Noise(seed, index, noise.TRAIN_NOISE) if eps is None else eps

@@ -32,6 +32,7 @@ from sfumato.objectives.weights import Weight
 from sfumato.process import Gaussian
 from sfumato.process.gaussian import require_numbers
 from sfumato.schedule import Schedule
+from sfumato.state import numbers_like
 
 # Levels of the bound in training. With many levels, beta and beta_tilde of a step nearly agree, and nothing is learned
 # of the v that sampling in few steps needs: trained with 1000, 20 steps are worse than with beta; with 200, better.
@@ -91,7 +92,8 @@ def vlb_loss(
     require_numbers(denoiser, "The bound of T Gaussian steps", "take denoising_loss, whose weight 1 is a bound")
     check_variance(variance)
     times, process = times or UniformTime(), denoiser.process
-    _, t, eps = drawn_inputs(process, x, t, times, seed, index, eps)
+    _, t, source = drawn_inputs(process, x, t, times, seed, index, eps)
+    eps = numbers_like(source, x)
     level = on_grid(t, steps)
     belief = denoiser(process.corrupt(x, level, eps), level, **unfolded(cond))
     cells = chosen_cells(getattr(denoiser, "spec", None), decoder)
@@ -144,7 +146,8 @@ def hybrid_loss(
     if getattr(denoiser, "variance", "fixed") != "learned":
         raise SfumatoError("The hybrid loss trains a learned variance: build the denoiser with variance='learned'.")
     times, process, schedule = times or UniformTime(), denoiser.process, denoiser.process.schedule
-    _, t, eps = drawn_inputs(process, x, t, times, seed, index, eps)
+    _, t, source = drawn_inputs(process, x, t, times, seed, index, eps)
+    eps = numbers_like(source, x)
     level = on_grid(t, steps)
     belief = denoiser(process.corrupt(x, level, eps), level, **unfolded(cond))
     simple = process.loss(belief, x, eps, None, times)

@@ -31,8 +31,8 @@ class Curves(Schedule):
     base: Schedule
     rate: Tensor | float
 
-    def at(self, rate: float) -> Self:
-        """The schedule of a coefficient with this rate."""
+    def at(self, rate: Tensor | float) -> Self:
+        """The schedule of a coefficient with this rate, or of some with these (1, n)."""
         return dataclasses.replace(self, rate=rate)
 
     def _apart(self, t: Tensor) -> tuple[Tensor, Tensor]:

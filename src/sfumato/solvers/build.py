@@ -35,13 +35,15 @@ def add(*terms: tuple[float, Form]) -> Form:
 class Builder:
     """Collects a plan: `call` adds a call of the denoiser at a time, `advance` defines the next state."""
 
-    def __init__(self, process: Any, schedule: Schedule, times: list[float]) -> None:
+    def __init__(
+        self, process: Any, schedule: Schedule, times: list[float], points: dict[float, Point] | None = None
+    ) -> None:
         self.process, self.schedule, self.nodes = process, schedule, times
         self.sums = schedule_of(process) is not None  # whether states are alpha x + sigma eps, so that calls are points
         self.times: list[float] = []
         self.path: list[Point] = []
         self.lines: list[AnyLine] = []
-        self._points: dict[float, Point] = {}
+        self._points = dict(points or {})
 
     def point(self, t: float) -> Point:
         if t not in self._points:
@@ -125,9 +127,11 @@ class Solver(abc.ABC):
             return stacked(self, process, tuple(times))
         return self.built(process, schedule, times)
 
-    def built(self, process: Any, schedule: Schedule, times: list[float]) -> Plan:
-        """The plan with nodes at these times on one schedule."""
-        plan = self.build(Builder(process, schedule, times))
+    def built(
+        self, process: Any, schedule: Schedule, times: list[float], points: dict[float, Point] | None = None
+    ) -> Plan:
+        """The plan with nodes at these times on one schedule, of which some points are known."""
+        plan = self.build(Builder(process, schedule, times, points))
         if not isinstance(plan, Plan):
             raise SfumatoError(
                 f"{type(self).__name__}.build must return a plan, as Builder.plan does, not {plan!r:.60}."
@@ -149,10 +153,12 @@ def stacked(solver: Solver, process: Spectral, times: tuple[float, ...]) -> Plan
         solver = dataclasses.replace(solver, amplification=MOST_WEIGHT)  # type: ignore[type-var]
     curves = process.schedule
     assert isinstance(curves, Curves)
-    rates, where = torch.unique(torch.as_tensor(curves.rate), return_inverse=True)
+    rates, where = _distinct(torch.as_tensor(curves.rate))
+    alpha, sigma = (part.T.tolist() for part in curves.at(rates[None])(torch.tensor(times, dtype=torch.float64)))
     plans: list[Plan] = []
-    for rate in rates.tolist():
-        plans.append(solver.built(process, curves.at(rate), list(times)))
+    for rate, *points in zip(rates.tolist(), alpha, sigma, strict=True):
+        known = dict(zip(times, zip(*points, strict=True), strict=True))
+        plans.append(solver.built(process, curves.at(rate), list(times), known))
         first = plans[0]
         if plans[-1].times != first.times or any(isinstance(line, Corrector) for line in first.lines):
             raise SfumatoError(
@@ -165,6 +171,13 @@ def stacked(solver: Solver, process: Spectral, times: tuple[float, ...]) -> Plan
     path = (*(clock.point(t) for t in first.times), clock.node(len(times) - 1))
     order = min(plan.order for plan in plans)
     return dataclasses.replace(first, path=path, lines=tuple(lines), order=order)
+
+
+def _distinct(rates: Tensor) -> tuple[Tensor, Tensor]:
+    """(the different rates, which of them each coefficient has), of which rounding errors are no difference."""
+    unit = float(rates.abs().max()) * 2.0**-40 or 1.0
+    keys, where = torch.unique((rates / unit).round(), return_inverse=True)
+    return torch.empty(len(keys), dtype=rates.dtype).scatter_(0, where.flatten(), rates.flatten()), where
 
 
 def _stack(lines: list[AnyLine], where: Tensor) -> AnyLine:
