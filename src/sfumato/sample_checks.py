@@ -47,7 +47,9 @@ class SampleCheck:
         """The range of the training data, wider by FAR at both ends, in normalised units, per channel."""
         shape = (1, -1, *(1,) * (z.ndim - 2))
         low, high = (
-            spec.normaliser.normalise(torch.tensor(v, dtype=torch.float64, device=z.device).view(shape))
+            spec.normaliser.normalise(
+                torch.tensor(v, dtype=torch.float64, device=z.device).view(shape).expand(1, *z.shape[1:])
+            )
             for v in (spec.statistics.low, spec.statistics.high)
         )
         reach = FAR * (high - low).clamp_min(1.0)  # a constant channel has no range

@@ -326,6 +326,10 @@ def test_positions_have_units_of_their_own():
     mean, std = x[:, 0, :3].mean(0), x[:, 0, :3].std(0, correction=0)
     expected = torch.distributions.Normal(mean, std).log_prob(x[:20, 0, :3]).sum(1)
     assert torch.allclose(found, expected, atol=2e-3)
+    untrained = sf.Denoiser(sf.nets.DiT((1, 3), 1, 16, 1), sf.Gaussian(sf.schedules.Flow()), "velocity", spec=three)
+    drawn = sf.sample(untrained, 2000, steps=2)[:, 0]  # its velocity is 0: noise in the units of each position
+    assert torch.allclose(drawn.std(0) / std, torch.ones(3, dtype=torch.float64), atol=0.1)
+    assert torch.allclose((drawn.mean(0) - mean) / std, torch.zeros(3, dtype=torch.float64), atol=0.1)
 
 
 @pytest.mark.slow
@@ -336,7 +340,7 @@ def test_small_positions_are_learned_in_their_own_units(tmp_path):
     ratio = {}
     for kind in ("auto", "affine"):
         run = sf.train(
-            x.astype(np.float32), tmp_path / kind, net="DiT(width=32, depth=2, patch=1)", steps=400, batch=128,
+            x.astype(np.float32), tmp_path / kind, net="DiT(width=32, depth=1, patch=1)", steps=300, batch=64,
             lr=2e-3, normalise=kind, precision="float32", sample_every=0, console=Silent(),
         )  # fmt: skip
         ratio[kind] = sf.sample(run.denoiser, 2000, 16).double().std(0).numpy()[0] / x.std(0)[0]
