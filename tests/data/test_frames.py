@@ -12,6 +12,7 @@ import sfumato as sf
 from sfumato.data import DataSpec, frames
 from sfumato.data.table_fields import Field
 from sfumato.data.table_schema import TableSchema
+from sfumato.data.tables import TableFiles
 from sfumato.errors import SfumatoError
 
 pa = pytest.importorskip("pyarrow")
@@ -135,6 +136,19 @@ def test_files_are_tables_and_are_written_alike(tmp_path, suffix):
         found = again.table.decode(again.x)[name]
         assert (found.present == wanted.present).all(), name
         assert (found.values[found.present] == wanted.values[found.present]).all(), name
+
+
+def test_a_file_is_read_a_column_at_a_time_as_the_frame_is(tmp_path, source, monkeypatch):
+    """Also in several groups; equal texts are one text, and the numbers of the rows are no list."""
+    table, read, group = pa.table(EVERY), [], TableFiles.group
+    parquet.write_table(table, tmp_path / "every.parquet", row_group_size=1500)
+    monkeypatch.setattr(TableFiles, "group", lambda self, i, names: read.append(list(names)) or group(self, i, names))
+    found = sf.data.open(tmp_path / "every.parquet")
+    assert torch.equal(found.x, source.x) and [f.name for f in found.table.fields] == list(EVERY)
+    assert {len(names) for names in read} == {1} and {name for names in read for name in names} >= {"price", "city"}
+    cut = frames.cells(pa.chunked_array([table["cut"].chunk(0), table["cut"].chunk(0)]))
+    assert len({id(text) for text in cut.values}) == 4 and cut.values[:N].tolist() == table["cut"].to_pylist()
+    assert len(found.ids) == N and found.ids[-1] == str(N - 1) and found.ids[1:3] == ["1", "2"]
 
 
 def test_values_outside_the_schema_are_refused(source):
