@@ -30,7 +30,8 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "mmps, 10 products, multistep": ("mmps(iterations=10)", {"steps": 20, "solver": "multistep"}),
     "mmps, 5 products, multistep": ("mmps(iterations=5)", {"steps": 20, "solver": "multistep"}),
     "mmps, 1 product, multistep": ("mmps(iterations=1)", {"steps": 20, "solver": "multistep"}),
-    "mmps (4 products, ancestral)": ("mmps", {"steps": 30}),
+    "mmps (4 products, stochastic)": ("mmps", {"steps": 30}),
+    "mmps, 4 products, ancestral": ("mmps", {"steps": 30, "solver": ANCESTRAL}),
     "pigdm": ("pigdm", {"steps": 100, "solver": ANCESTRAL}),
     "tmpd": ("tmpd", {"steps": 100, "solver": ANCESTRAL}),
     "ddnm": ("ddnm", {"steps": 100, "solver": ANCESTRAL}),
@@ -186,7 +187,7 @@ def main() -> None:
         runs: dict[str, Draw] = {"exact draws (floor)": exact}
         runs |= {name: ours(method, how) for name, (method, how) in methods.items()}
         for name in options.peers:
-            runs |= PEERS[name](PROCESS, matrix)
+            runs |= PEERS[name](PROCESS, matrix, title.startswith("mixture"))
         results[title] = {name: measure(draw, cases, n) for name, draw in runs.items()}
         table(f"{title}: {n} samples of {len(cases)} measurement(s)", results[title])
     facts = {"commit": commit(), "hardware": hardware(), "draws": DRAWS, "results": results}

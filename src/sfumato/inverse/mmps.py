@@ -24,7 +24,7 @@ class MMPS(BeliefMethod):
 
     iterations: int = 4
     usual_steps: ClassVar[int] = 30
-    usual_solver: ClassVar[str | None] = "ddim(eta=1)"
+    usual_solver: ClassVar[str | None] = "sde-dpm2m"
 
     def clean(self, at: Local) -> Tensor:
         return at.x + at.move(minimal_residual(at.jacobian_covariance, at.residual, self.iterations))
