@@ -30,7 +30,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "mmps, 10 products, multistep": ("mmps(iterations=10)", {"steps": 20, "solver": "multistep"}),
     "mmps, 5 products, multistep": ("mmps(iterations=5)", {"steps": 20, "solver": "multistep"}),
     "mmps, 1 product, multistep": ("mmps(iterations=1)", {"steps": 20, "solver": "multistep"}),
-    "mmps (4 products, stochastic)": ("mmps", {"steps": 30}),
+    "mmps (4 products, churn)": ("mmps", {"steps": 10}),
     "mmps, 4 products, ancestral": ("mmps", {"steps": 30, "solver": ANCESTRAL}),
     "pigdm": ("pigdm", {"steps": 100, "solver": ANCESTRAL}),
     "tmpd": ("tmpd", {"steps": 100, "solver": ANCESTRAL}),
