@@ -10,6 +10,7 @@ mean g; zigzag has the scale (g + 1) / 2, and 1 on the way back, which in the li
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -33,15 +34,24 @@ MODEL, WEAK = (law.denoiser(sf.Gaussian(sf.schedules.Cosine())) for law in (TRUT
 PLAN = sf.solvers.DDIM().plan(MODEL.process, 100)
 
 
-def tilted(scale: float, seed: int, weak: bool = False) -> Tensor:
-    """N points of p(x | 1)^g p(x)^(1 - g), or of p(x | 1)^g p_weak(x | 1)^(1 - g), from its values on a grid."""
-    axis = torch.linspace(-4, 4, 801, dtype=torch.float64)
-    points = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+AXIS = torch.linspace(-4, 4, 801, dtype=torch.float64)
+
+
+@functools.cache
+def on_grid(weak: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(points, log p(x | 1), log p(x) or log p_w(x | 1))."""
+    points = torch.stack(torch.meshgrid(AXIS, AXIS, indexing="ij"), -1).reshape(-1, 2)
     base = BLURRED.log_prob(points, label=1) if weak else TRUTH.log_prob(points)
-    log = scale * TRUTH.log_prob(points, label=1) + (1 - scale) * base
+    return points, TRUTH.log_prob(points, label=1), base
+
+
+def tilted(scale: float, seed: int, weak: bool = False) -> Tensor:
+    """N points of p(x | 1)^g p(x)^(1 - g), or of p(x | 1)^g p_w(x | 1)^(1 - g), from its values on a grid."""
+    points, conditional, base = on_grid(weak)
+    log = scale * conditional + (1 - scale) * base
     draw = torch.Generator().manual_seed(seed)
     rows = points[torch.multinomial(log.softmax(0), N, True, generator=draw)]
-    return rows + (torch.rand(N, 2, generator=draw, dtype=torch.float64) - 0.5) * float(axis[1] - axis[0])
+    return rows + (torch.rand(N, 2, generator=draw, dtype=torch.float64) - 0.5) * float(AXIS[1] - AXIS[0])
 
 
 def sampled(model: Any, steps: int | None = 100, solver: Any = None) -> Tensor:
@@ -79,14 +89,19 @@ DRAWN = ("guide, ODE", "guide, DDPM", "tilt")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="guidance.png")
-    out = parser.parse_args().out
+    parser.add_argument("--rows", nargs="*", help="measure only these ways, and leave the picture as it is")
+    options = parser.parse_args()
     distance = SlicedWasserstein()
     figure, axes = pyplot.subplots(2, 4, figsize=(10, 5.4), sharex=True, sharey=True, layout="constrained")
     print(f"{'sliced W2 to the tilted law':<30}" + "".join(f"{f'scale {g:g}':>10}" for g in SCALES))
     real = {(g, weak): tilted(g, 0, weak) for g in SCALES for weak in (False, True)}
-    floors = [sum(distance(tilted(g, seed), real[g, False]).value for seed in range(1, 7)) / 6 for g in SCALES]
-    rows = {"floor (other exact samples)": floors}
+    rows = {}
+    if options.rows is None:
+        floors = [sum(distance(tilted(g, seed), real[g, False]).value for seed in range(1, 7)) / 6 for g in SCALES]
+        rows["floor (other exact samples)"] = floors
     for name, draw in WAYS.items():
+        if options.rows is not None and name not in options.rows:
+            continue
         found = {g: draw(g) for g in SCALES}
         rows[name] = [distance(found[g], real[g, name == AUTO]).value for g in SCALES]
         for row, g in zip(axes, SCALES, strict=True):
@@ -94,12 +109,16 @@ def main() -> None:
                 panel(row[1 + DRAWN.index(name)], found[g], name if g == SCALES[0] else "")
     for name, values in rows.items():
         print(f"{name:<30}" + "".join(f"{value:>10.3f}" for value in values), flush=True)
+    record = HERE / "results/guidance.json"
+    before = json.loads(record.read_text("utf-8"))["sliced W2"] if options.rows and record.exists() else {}
+    facts = {"commit": commit(), "hardware": hardware(), "scales": SCALES, "sliced W2": before | rows}
+    record.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    if options.rows is not None:
+        return
     for row, g in zip(axes, SCALES, strict=True):
         panel(row[0], real[g, False], "tilted law" if g == SCALES[0] else "")
         row[0].set_ylabel(f"scale {g:g}")
-    facts = {"commit": commit(), "hardware": hardware(), "scales": SCALES, "sliced W2": rows}
-    (HERE / "results/guidance.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    figure.savefig(out, dpi=110)
+    figure.savefig(options.out, dpi=110)
 
 
 def panel(axis: Any, x: Tensor, title: str) -> None:
