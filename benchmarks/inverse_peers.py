@@ -20,9 +20,6 @@ END = 1e-3  # the peers are not asked nearer to the ends of the schedule
 def azula(process: Any, matrix: Matrix, case_of_vectors: bool) -> dict[str, Draw]:
     """Samplers of azula, under the same schedule; its particles only of vectors, of which few are measured."""
     import azula.denoise
-    import azula.guidance as guidance
-    import azula.linalg.covariance as linalg
-    import azula.sample as samplers
 
     class Schedule(torch.nn.Module):
         def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +43,15 @@ def azula(process: Any, matrix: Matrix, case_of_vectors: bool) -> dict[str, Draw
             return sampler(noise * process.schedule.sigma(1 - END)), {"calls": denoiser.calls}
 
         return draw
+
+    return {name: drawn(make) for name, make in _makers_of_azula(matrix, case_of_vectors).items()}
+
+
+def _makers_of_azula(matrix: Matrix, case_of_vectors: bool) -> dict[str, Callable[[Any, dict[str, Any]], Any]]:
+    """What makes each sampler of a denoiser and a case."""
+    import azula.guidance as guidance
+    import azula.linalg.covariance as linalg
+    import azula.sample as samplers
 
     def mmps(solver: str, iterations: int) -> Callable[[Any, dict[str, Any]], Any]:
         return lambda d, case: samplers.DDPMSampler(
@@ -90,7 +96,7 @@ def azula(process: Any, matrix: Matrix, case_of_vectors: bool) -> dict[str, Draw
     )
     if case_of_vectors:
         makers["azula TDS"] = twisted
-    return {name: drawn(make) for name, make in makers.items()}
+    return makers
 
 
 @functools.cache
