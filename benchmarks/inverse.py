@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "mmps, 10 products, multistep": ("mmps(iterations=10)", {"steps": 20, "solver": "multistep"}),
     "mmps, 5 products, multistep": ("mmps(iterations=5)", {"steps": 20, "solver": "multistep"}),
     "mmps, 1 product, multistep": ("mmps(iterations=1)", {"steps": 20, "solver": "multistep"}),
-    "mmps (4 products, ancestral)": ("mmps", {"steps": 30}),
+    "mmps (4 products, churn)": ("mmps", {"steps": 10}),
+    "mmps, 4 products, ancestral": ("mmps", {"steps": 30, "solver": ANCESTRAL}),
     "pigdm": ("pigdm", {"steps": 100, "solver": ANCESTRAL}),
     "tmpd": ("tmpd", {"steps": 100, "solver": ANCESTRAL}),
     "ddnm": ("ddnm", {"steps": 100, "solver": ANCESTRAL}),
@@ -168,10 +170,16 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> None:
         print(f"| {name} | {' | '.join(f'{row[key]:.3g}' if key in row else '' for key in columns)} |", flush=True)
 
 
+def wanted(name: str, rows: list[str] | None) -> bool:
+    return rows is None or any(row in name for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=(), help="libraries, installed, to measure beside")
     parser.add_argument("--out", default=str(HERE / "results/inverse.json"))
+    parser.add_argument("--suite", default="", help="measure only what has this in its name, such as mixture")
+    parser.add_argument("--rows", nargs="*", help="methods with this in their name; the record keeps the others")
     options = parser.parse_args()
     half = sf.operators.Mask(torch.arange(16) < 8)
     suites = {
@@ -180,18 +188,21 @@ def main() -> None:
         "mixture, s = 0.05": (mixture_cases(0.05), OURS | PARTICLES),
         "mixture, s = 0.3": (mixture_cases(0.3), OURS | PARTICLES),
     }
-    results: dict[str, Any] = {}
+    kept = json.loads(Path(options.out).read_text("utf-8")) if options.rows is not None or options.suite else {}
+    results: dict[str, Any] = kept.get("results", {})
     for title, (cases, methods) in suites.items():
+        if options.suite not in title:
+            continue
         n = DRAWS[title.split(",")[0]]
         runs: dict[str, Draw] = {"exact draws (floor)": exact}
         runs |= {name: ours(method, how) for name, (method, how) in methods.items()}
         for name in options.peers:
-            runs |= PEERS[name](PROCESS, matrix)
-        results[title] = {name: measure(draw, cases, n) for name, draw in runs.items()}
-        table(f"{title}: {n} samples of {len(cases)} measurement(s)", results[title])
-    facts = {"commit": commit(), "hardware": hardware(), "draws": DRAWS, "results": results}
-    with open(options.out, "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=1)
+            runs |= PEERS[name](PROCESS, matrix, title.startswith("mixture"))
+        found = {name: measure(draw, cases, n) for name, draw in runs.items() if wanted(name, options.rows)}
+        results[title] = results.get(title, {}) | found
+        table(f"{title}: {n} samples of {len(cases)} measurement(s)", found)
+        facts = {"commit": commit(), "hardware": hardware(), "draws": DRAWS, "results": results}
+        Path(options.out).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 Draw = Callable[[dict[str, Any], int, int], tuple[Tensor, dict[str, float]]]  # (case, n, seed)
+Matrix = Callable[[Any, tuple[int, ...]], Tensor]  # of an operator
 STEPS = 200
 WIDEST = 5.0  # what DiffPIR, whose data lie in [0, 1], takes for their largest number
 END = 1e-3  # the peers are not asked nearer to the ends of the schedule
 
 
-def azula(process: Any, _: Any) -> dict[str, Draw]:
-    """Samplers of azula, under the same schedule."""
+def azula(process: Any, matrix: Matrix, case_of_vectors: bool) -> dict[str, Draw]:
+    """Samplers of azula, under the same schedule; its particles only of vectors, of which few are measured."""
     import azula.denoise
-    import azula.guidance as guidance
-    import azula.linalg.covariance as linalg
-    import azula.sample as samplers
 
     class Schedule(torch.nn.Module):
         def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +44,15 @@ def azula(process: Any, _: Any) -> dict[str, Draw]:
 
         return draw
 
+    return {name: drawn(make) for name, make in _makers_of_azula(matrix, case_of_vectors).items()}
+
+
+def _makers_of_azula(matrix: Matrix, case_of_vectors: bool) -> dict[str, Callable[[Any, dict[str, Any]], Any]]:
+    """What makes each sampler of a denoiser and a case."""
+    import azula.guidance as guidance
+    import azula.linalg.covariance as linalg
+    import azula.sample as samplers
+
     def mmps(solver: str, iterations: int) -> Callable[[Any, dict[str, Any]], Any]:
         return lambda d, case: samplers.DDPMSampler(
             guidance.MMPSDenoiser(
@@ -57,9 +64,39 @@ def azula(process: Any, _: Any) -> dict[str, Draw]:
     def dps(zeta: float) -> Callable[[Any, dict[str, Any]], Any]:
         return lambda d, case: guidance.DPSSampler(d, case["y"], case["operator"], zeta, steps=STEPS, silent=True)
 
+    def belief(make: Callable[[Any, dict[str, Any]], Any]) -> Callable[[Any, dict[str, Any]], Any]:
+        return lambda d, case: samplers.DDPMSampler(make(d, case), steps=STEPS, silent=True)
+
+    def pgdm(d: Any, case: dict[str, Any]) -> Any:
+        A = matrix(case["operator"], case["truth"].shape)
+        inverse = torch.linalg.pinv(A)
+
+        def back(y: Tensor) -> Tensor:
+            return (y.reshape(-1, len(A)) @ inverse.mT).reshape(-1, *case["truth"].shape)
+
+        return guidance.PGDMSampler(d, case["y"], case["operator"], back, eta=1.0, steps=STEPS, silent=True)
+
+    def twisted(d: Any, case: dict[str, Any]) -> Any:
+        def twist(x: Tensor, ratio: Tensor) -> Tensor:  # of each number measured, r^2 as in PiGDM
+            spread = (case["s"] ** 2 + ratio**2 / (1 + ratio**2)).sqrt()
+            return torch.distributions.Normal(case["operator"](x), spread).log_prob(case["y"].expand(len(x), -1))
+
+        return guidance.TDSSampler(d, twist, steps=STEPS, silent=True)
+
     makers = {"azula MMPS, gmres 1 (default)": mmps("gmres", 1), "azula MMPS, gmres 5": mmps("gmres", 5)}
-    makers |= {"azula DPS, 1": dps(1.0), "azula DPS, 14.1": dps(STEPS**0.5)}
-    return {name: drawn(make) for name, make in makers.items()}
+    makers |= {"azula DPS, 1": dps(1.0), "azula DPS, 14.1": dps(STEPS**0.5), "azula PiGDM": pgdm}
+    makers["azula TMPD"] = belief(lambda d, c: guidance.TMPDenoiser(d, c["y"], c["operator"], c["s"] ** 2))
+    makers["azula DiffPIR, gmres 5"] = belief(
+        lambda d, c: guidance.DiffPIRDenoiser(d, c["y"], c["operator"], c["s"] ** 2, iterations=5)
+    )
+    makers["azula JFPS, gmres 5"] = belief(
+        lambda d, c: guidance.JFPSDenoiser(
+            d, c["y"], c["operator"], *(linalg.IsotropicCovariance(v) for v in (c["s"] ** 2, 1.0)), "gmres", 5
+        )
+    )
+    if case_of_vectors:
+        makers["azula TDS"] = twisted
+    return makers
 
 
 @functools.cache
@@ -112,7 +149,7 @@ def _physics(dinv: Any, A: Tensor, case: dict[str, Any], scale: float, centre: f
     return found, y.reshape(1, 1, 1, -1)
 
 
-def deepinv(process: Any, matrix: Callable[[Any, tuple[int, ...]], Tensor]) -> dict[str, Draw]:
+def deepinv(process: Any, matrix: Matrix, _: bool) -> dict[str, Draw]:
     """Samplers of deepinv. Its operators have singular values: y is turned to U^T y, whose noise stays white, and
     A = diag(s) V^T, with zeros up to the size of a sample."""
     _operators_of_torchvision()
@@ -156,6 +193,9 @@ def deepinv(process: Any, matrix: Callable[[Any, tuple[int, ...]], Tensor]) -> d
         "PiGDM": drawn(posterior(lambda d: sampling.PiGDMDataFidelity(d))),
         "moment matching, cg 3 (default)": drawn(posterior(lambda d: sampling.MomentMatchingDataFidelity(d))),
         "moment matching, cg 10": drawn(posterior(lambda d: sampling.MomentMatchingDataFidelity(d, cg_max_iter=10))),
+        "Score-ALD": drawn(posterior(lambda d: sampling.ALDDataFidelity())),
+        "Score-SDE": drawn(posterior(lambda d: sampling.ScoreSDEDataFidelity())),
+        "ILVR": drawn(posterior(lambda d: sampling.ILVRDataFidelity())),
         "DDRM": drawn(ddrm),
         "DiffPIR": drawn(diffpir, scale=2 * WIDEST, centre=0.5),
     }

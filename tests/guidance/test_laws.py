@@ -9,7 +9,7 @@ import torch
 import sfumato as sf
 from sfumato.belief import Estimate
 from sfumato.exact import GaussianMixture
-from sfumato.guidance import Autoguided, FrequencyDecoupled, guide
+from sfumato.guidance import APG, Autoguided, FrequencyDecoupled, Zigzag, guide
 from sfumato.guidance_laws import Normal, gaussian_laws
 from sfumato.process import Gaussian
 from sfumato.schedules import VE, LogLinear
@@ -87,6 +87,35 @@ def test_autoguidance_has_the_law_with_the_weak_model_for_the_base():
     wanted = laws(0.5, 0.9, 2.0, 1.0, 0.5)
     mean, variance = law_of_a_walk(Autoguided(strong, weak, 2.0), 400, 0.0)
     assert (mean, variance) == pytest.approx(wanted["ode"], rel=0.02)
+
+
+def law_of_zigzag(model, steps, low):
+    """(mean, variance) of zigzag walks, which are affine in the first state as the beliefs are in each."""
+    plan = Zigzag(low).plan(model.process, steps)
+    two, label = torch.tensor([[0.0], [1.0]], dtype=F64), torch.zeros(2, dtype=torch.int64)
+    last = list(plan.run(model, two, label=label))[-1].z
+    slope, start = float(last[1] - last[0]), float(last[0])
+    sigma = float(model.process.schedule.sigma(1.0))
+    return start, (slope * sigma) ** 2
+
+
+@pytest.mark.parametrize(("g", "low"), [(2.0, 1.0), (1.5, 0.0)])
+def test_zigzag_is_guidance_by_twice_the_scale_less_the_one_of_the_way_back(g, low):
+    """In the limit of many steps; the error of few is of order 1, so that twice the steps halve it."""
+    model = guide(Pair(Gaussian(LogLinear(-12, 12)), (1.0, 0.3), (0.0, 1.0)), g)
+    mean, variance = laws(0.3, 1.0, 2 * g - low)["ode"]
+    errors = [abs(law_of_zigzag(model, steps, low)[1] / variance - 1) for steps in (50, 100)]
+    assert errors[0] < 0.6 and 0.4 < errors[1] / errors[0] < 0.6
+    assert law_of_zigzag(model, 100, low)[0] == pytest.approx(mean, rel=0.1)
+    assert abs(variance / laws(0.3, 1.0, g)["ode"][1] - 1) > 0.6  # which it would miss by far
+
+
+def test_zigzag_asks_for_one_plain_scale():
+    pair = Pair(Gaussian(LogLinear(-12, 12)), (1.0, 0.3), (0.0, 1.0))
+    for model in (pair, APG(pair, 2.0), guide(pair, {"label": 2.0})):
+        with pytest.raises(sf.SfumatoError, match="sample sf.guide"):
+            sf.sample(model, 2, 2, Zigzag(), label=0)
+    assert Zigzag().plan(pair.process, 4).spent == 3 * 3 + 1  # calls
 
 
 def test_without_a_tilted_law_there_is_none():

@@ -10,8 +10,10 @@ from .directions import APG, CFGZero, FrequencyDecoupled, PerpNeg, Rescaled
 from .guided import Guided, Scale, guide
 from .plan_scale import CFGPlusPlus
 from .threshold import Thresholded
+from .zigzag import Zigzag
 
 __all__ = [
     "APG", "SCALE", "Autoguided", "CFGPlusPlus", "CFGZero", "ClassifierGuided", "FrequencyDecoupled", "Guided",
-    "GuidedByCondition", "NoisyClassifier", "PerpNeg", "Rescaled", "Scale", "Thresholded", "guide", "is_range",
+    "GuidedByCondition", "NoisyClassifier", "PerpNeg", "Rescaled", "Scale", "Thresholded", "Zigzag", "guide",
+    "is_range",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ class Method:
 class BeliefMethod(Method, abc.ABC):
     """A method that changes E[x|z] into E[x|z, y], about which every solver and likelihood asks.
 
-    usual_solver: None for that of the model; a change of E[x|z] that is far off needs the noise of an ancestral one.
+    usual_solver: None for that of the model; a change of E[x|z] that is far off needs the noise of a stochastic one.
     """
 
     usual_solver: ClassVar[str | None] = None
