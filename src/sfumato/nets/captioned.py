@@ -26,7 +26,7 @@ from .conditions import Described, positions
 WIDTH = 128  # of the tokens of a WordEncoder
 HEADS, DEPTH = 4, 2
 UNKNOWN = 0  # the id of a word outside the vocabulary
-FORGET = 0.05  # share of the words taken as unknown in training, so that the entry of unknown words is learned
+FORGET = 0.6  # largest share of a caption's words taken as unknown in training: what new captions have in common is used
 KINDS = {"words": "vocabulary", "text": "size"}
 CANVAS, PAINTER = 4096, 512  # most numbers of a canvas; width of what paints it
 
@@ -96,7 +96,8 @@ class WordEncoder(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         known = ids >= 0
         if self.training:
-            ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < FORGET, UNKNOWN)
+            share = FORGET * torch.rand(len(ids), 1, device=ids.device)
+            ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, UNKNOWN)
         h = self.words(ids.clamp_min(UNKNOWN))
         h = h + positions(ids.shape[1], WIDTH).to(h)
         some = known.clone()
