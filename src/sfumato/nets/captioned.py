@@ -26,7 +26,7 @@ from .conditions import Described, positions
 WIDTH = 128  # of the tokens of a WordEncoder
 HEADS, DEPTH = 4, 2
 UNKNOWN = 0  # the id of a word outside the vocabulary
-FORGET = 0.6  # largest share of a caption's words taken as unknown in training: what new captions have in common is used
+FORGET = 0.6  # largest share of the words of a caption taken as unknown in training, as many are in new captions
 KINDS = {"words": "vocabulary", "text": "size"}
 CANVAS, PAINTER = 4096, 512  # most numbers of a canvas; width of what paints it
 
