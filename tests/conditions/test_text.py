@@ -17,7 +17,6 @@ from sfumato.conditions.wordpiece import WordPiece, split
 from sfumato.conditions.words import Words, words
 from sfumato.errors import SfumatoError, SfumatoWarning
 from sfumato.nets.bert import Bert
-from sfumato.nets.captioned import FORGET, UNKNOWN, WordEncoder
 
 CAPTIONS = ["a red cat", "the blue dog", None, "a green bird sings"]
 PIECES = ("[PAD] [UNK] [CLS] [SEP] a red cat dog un ##want ##ed want ! sing ##s").split()
@@ -64,20 +63,6 @@ def test_unknown_words_are_said():
     assert made.doubt(made.encode("red cat", 1)) is None
     assert "it reads 'a ? cat'" in made.doubt(made.encode(["a red cat", "a purple cat"], 2))
     assert made.doubt(made.encode(None, 2)) is None
-
-
-def test_words_are_forgotten_in_training_alone():
-    """Of each caption a share of its own, from 0 to FORGET: a third of those of four words stay whole."""
-    torch.manual_seed(0)
-    net, read = WordEncoder(9), []
-    net.words.register_forward_hook(lambda module, given, out: read.append(given[0]))
-    ids = torch.full((4000, 4), 3)
-    net.train()(ids)
-    net.eval()(ids)
-    share = (read[0] == UNKNOWN).float().mean(1)
-    assert float(share.mean()) == pytest.approx(FORGET / 2, abs=0.02)
-    assert float((share == 0).float().mean()) == pytest.approx((1 - (1 - FORGET) ** 5) / (5 * FORGET), abs=0.03)
-    assert torch.equal(read[1], ids)
 
 
 def test_what_is_no_text_is_refused():

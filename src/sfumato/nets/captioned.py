@@ -26,7 +26,7 @@ from .conditions import Described, positions
 WIDTH = 128  # of the tokens of a WordEncoder
 HEADS, DEPTH = 4, 2
 UNKNOWN = 0  # the id of a word outside the vocabulary
-FORGET = 0.6  # largest share of the words of a caption taken as unknown in training, as many are in new captions
+FORGET = 0.05  # share of the words taken as unknown in training, so that the entry of unknown words is learned
 KINDS = {"words": "vocabulary", "text": "size"}
 CANVAS, PAINTER = 4096, 512  # most numbers of a canvas; width of what paints it
 
@@ -96,8 +96,7 @@ class WordEncoder(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         known = ids >= 0
         if self.training:
-            share = FORGET * torch.rand(len(ids), 1, device=ids.device)
-            ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < share, UNKNOWN)
+            ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < FORGET, UNKNOWN)
         h = self.words(ids.clamp_min(UNKNOWN))
         h = h + positions(ids.shape[1], WIDTH).to(h)
         some = known.clone()
