@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from record import HERE, commit, hardware
-from sfumato import data, machine, nets
-from sfumato.data import DataSpec, cache
+from sfumato import cache, data, machine, nets
+from sfumato.data import DataSpec
 from sfumato.model import Denoiser
 from sfumato.process import Gaussian
 from sfumato.schedules import Flow

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato import features as named
 from sfumato import registry
+from sfumato.data.spec import declared_bounds
 from sfumato.errors import SfumatoError, suggest
 from sfumato.machine import default_cpu
 from sfumato.registry import register
@@ -27,7 +28,8 @@ SIZE = 48  # numbers of an embedding, where the features and the samples allow a
 class Embedder(nn.Module):
     """embedder(x): x (B, *shape) in user units -> e (B, size), float32. `Embedder.fit(x)` makes one for samples x.
 
-    features: their name, "convolutions" or those that `@sf.register("features", NAME)` made; sha: the hash of their
+    features: their name, "convolutions", those that `@sf.register("features", NAME)` made, or the folder of an image
+    encoder of CLIP, whose name alone is kept; sha: the hash of their
     weights, "" of a function, which has none; width: their number. A file holds m, V / (s r) and the hash, and none of
     the features' weights: features of the same name with another hash are refused when they are first needed.
     """
@@ -35,8 +37,12 @@ class Embedder(nn.Module):
     mean: Tensor
     basis: Tensor
 
-    def __init__(self, shape: Sequence[int], features: str, sha: str, width: int, size: int) -> None:
+    def __init__(
+        self, shape: Sequence[int], features: str, sha: str, width: int, size: int,
+        bounds: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.bounds = None if bounds is None else tuple(map(float, bounds))
         self.shape, self.features, self.sha = tuple(shape), features, sha
         self.width, self.size = width, size
         self.register_buffer("mean", torch.zeros(width))
@@ -46,12 +52,20 @@ class Embedder(nn.Module):
 
     @classmethod
     @default_cpu()
-    def fit(cls, x: Tensor, features: str = "convolutions", size: int = SIZE) -> Embedder:
-        """From samples x (N, *shape) in user units. Raises SfumatoError for unknown features, and where all samples
-        have the same ones."""
-        made = _built(features, x.shape[1:])
+    def fit(
+        cls, x: Tensor, features: str = "convolutions", size: int = SIZE, bounds: Sequence[float] | None = None
+    ) -> Embedder:
+        """From samples x (N, *shape) in user units, within `bounds`, which an image encoder needs.
+
+        Raises SfumatoError for unknown features, and where all samples have the same ones.
+        """
+        bounds = declared_bounds(x.dtype) if bounds is None else bounds
+        made = _built(features, x.shape[1:], bounds)
         f = named.applied(made, x)
-        own = cls(x.shape[1:], features, _hash(made, features), f.shape[1], max(1, min(size, f.shape[1], len(f) - 1)))
+        if (folder := named.encoder_folder(features)) is not None:
+            features = folder.resolve().name
+        size = max(1, min(size, f.shape[1], len(f) - 1))
+        own = cls(x.shape[1:], features, _hash(made, features), f.shape[1], size, bounds)
         mean = f.mean(0)
         scale = f.std(0) if getattr(made, "standardised", False) else torch.ones_like(mean)
         scale = torch.where(scale > 0, scale, 1.0)
@@ -72,7 +86,7 @@ class Embedder(nn.Module):
         if tuple(x.shape[1:]) != self.shape:
             raise SfumatoError(f"Samples to embed have shape (B, *{self.shape}), not {tuple(x.shape)}.")
         if not self._made:
-            made = _built(self.features, self.shape)
+            made = _built(self.features, self.shape, self.bounds)
             if (own := _hash(made, self.features)) != self.sha:
                 raise SfumatoError(
                     f"The features {self.features} here are not those of the file: their hash is {own or 'none'} "
@@ -83,12 +97,15 @@ class Embedder(nn.Module):
         return ((f - self.mean) @ self.basis).float().cpu()
 
 
-def _built(features: str, shape: Sequence[int]) -> Any:
+def _built(features: str, shape: Sequence[int], bounds: Sequence[float] | None) -> Any:
     """The features by name; of the values themselves a function."""
     known = (*registry.names("features"), named.NUMBERS)
-    if registry.bare(features) not in known:
-        raise SfumatoError(f"There are no features {features!r} to embed by: {suggest(str(features), known)}")
-    made = named.build(features, shape)
+    if registry.bare(features) not in known and named.encoder_folder(features) is None:
+        raise SfumatoError(
+            f"There are no features {features!r} to embed by: {suggest(str(features), known)}, or the folder of an "
+            f"image encoder of CLIP, which {named.PLACE} lists."
+        )
+    made = named.build(features, shape, bounds)
     return _values if made is None else made
 
 

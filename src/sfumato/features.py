@@ -13,19 +13,27 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sfumato import noise
+from sfumato import noise, schema
+from sfumato.errors import SfumatoError
+from sfumato.files import first_line
+from sfumato.nets.clip import ClipVision
 from sfumato.registry import make, register
 
 NUMBERS = "numbers"  # no features: the values themselves
 WEIGHTS = (".safetensors", ".pt", ".pth")  # endings of files of weights, which are those of an Inception network
 _BATCH = 256
 _WIDTHS = (16, 32)
+PLACE = "SFUMATO_ENCODERS"  # folders of encoders, separated as those of PATH are
+_MEAN, _STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)  # of CLIP's pictures, where a folder does not say
+_USED: dict[str, Path] = {}  # name of a folder -> the folder, as given in this process
 
 
 @register("features", "convolutions")
@@ -54,6 +62,65 @@ class Convolutions(nn.Module):
         return torch.cat([functional.adaptive_avg_pool2d(each, 2).flatten(1) for each in (x, edges, texture)], 1)
 
 
+@register("features", "clip")
+class Clip(nn.Module):
+    """Pictures (n, C, H, W), grey or RGB, in the units of the data -> (n, d), of the length 1.
+
+        features = y / |y|,   y = net((resized((x - low) / (high - low)) - mean) / std),   resized: bicubic, antialiased
+
+    weights: the folder of a CLIP model, or of its image encoder, in the Hugging Face layout (config.json,
+    model.safetensors, and preprocessor_config.json for mean and std). shape: of a sample; bounds: (low, high) of the
+    data. Raises SfumatoError for other folders, and for data that are no such pictures.
+    """
+
+    called = "CLIP"
+    preprocessing = "bicubic, antialiased"
+
+    def __init__(self, weights: str, shape: Sequence[int], bounds: Sequence[float] | None) -> None:
+        super().__init__()
+        if len(shape) != 3 or shape[0] not in (1, 3) or bounds is None:
+            raise SfumatoError(
+                "An image encoder takes grey or RGB pictures with known bounds, and the samples have the shape "
+                f"{tuple(shape)} and {'no' if bounds is None else 'known'} bounds: choose other features."
+            )
+        place = Path(weights).expanduser()
+        self.low, self.high = map(float, bounds)
+        try:
+            config = _json(place / "config.json")
+            told = _json(place / "preprocessor_config.json") if (place / "preprocessor_config.json").is_file() else {}
+            self.net = ClipVision(config.get("vision_config", config), load_file(place / "model.safetensors"))
+        except SfumatoError:
+            raise
+        except Exception as error:  # missing files and names, other shapes
+            raise SfumatoError(f"{weights} holds no image encoder of CLIP: {first_line(error)}") from None
+        for name, usual in (("image_mean", _MEAN), ("image_std", _STD)):
+            self.register_buffer(name, torch.tensor(told.get(name, usual)).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = ((x - self.low) / (self.high - self.low)).expand(-1, 3, -1, -1)
+        side = (self.net.side, self.net.side)
+        shares = functional.interpolate(shares, side, mode="bicubic", antialias=True).clamp(0, 1)
+        found = self.net((shares - self.get_buffer("image_mean")) / self.get_buffer("image_std"))
+        return found / found.norm(dim=1, keepdim=True)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = schema.json_of(path.read_bytes(), path)
+    return found
+
+
+def encoder_folder(word: Any) -> Path | None:
+    """The folder of an image encoder: the place `word`, or one of this name that was used before in this process or
+    that $SFUMATO_ENCODERS lists."""
+    place = Path(word).expanduser()
+    if (place / "config.json").is_file():
+        _USED[place.resolve().name] = place
+        return place
+    listed = {Path(each).name: Path(each) for each in os.environ.get(PLACE, "").split(os.pathsep) if each}
+    found = {**listed, **_USED}.get(str(word))
+    return found if found is not None and (found / "config.json").is_file() else None
+
+
 def usual(kind: str, shape: Sequence[int]) -> str:
     """The features of a data set if none are named: convolutions of pictures, else the numbers themselves."""
     return "convolutions" if kind == "image" and len(shape) == 3 and min(shape[1:]) >= 4 else NUMBERS
@@ -62,7 +129,8 @@ def usual(kind: str, shape: Sequence[int]) -> str:
 def build(
     features: Any, shape: Sequence[int], bounds: Sequence[float] | None = None, device: str | torch.device = "cpu"
 ) -> Any:
-    """The features that a word or a file of weights names, or the user's own function; None for the numbers themselves.
+    """The features that a word, a file of weights or the folder of an image encoder names, or the user's own function;
+    None for the numbers themselves.
 
     shape: of a sample; bounds: the lowest and highest value, if they are known. What is made here is put on `device`.
     """
@@ -74,6 +142,8 @@ def build(
     word = os.fspath(features)
     if word.lower().endswith(WEIGHTS):
         word, given["weights"] = "inception", word
+    elif (folder := encoder_folder(word)) is not None:
+        word, given["weights"] = "clip", str(folder)
     made = make("features", word, given)
     return made.to(device) if isinstance(made, nn.Module) else made
 

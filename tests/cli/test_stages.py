@@ -233,9 +233,9 @@ def test_a_cascade_of_captions_is_thresholded_and_enlarges_a_picture_of_ones_own
     model = sf.guide(sf.load(run), 3, negative={"caption": "a green one"})
     model = model.each_stage(lambda stage: sf.guidance.Thresholded(stage, 0.9))
     assert np.array_equal(np.load("x.npy"), sf.sample(model, 2, 2, caption="a red one").numpy())
-    status, said, heard = call("sample", run, *plain, "-n", 2, "--upscale", captioned / "small.npy")
-    assert status == 0, heard
+    status, said, heard = call("sample", run, *plain, "-n", 2, "--upscale", captioned / "small.npy", "--caption", "red")
+    assert status == 0 and "Not guided; --guidance sets a scale." in heard, heard
     small = torch.from_numpy(np.load(captioned / "small.npy"))
-    assert np.array_equal(np.load("x.npy"), sf.sample(sf.load(run), 2, 2, low_resolution=small).numpy())
+    assert np.array_equal(np.load("x.npy"), sf.sample(sf.load(run), 2, 2, low_resolution=small, caption="red").numpy())
     status, _, heard = call("sample", run, *plain, "--upscale", captioned / "one.npy")
     assert status == 2 and "and the model enlarges pictures of 3 x 4 x 4: resize it" in heard

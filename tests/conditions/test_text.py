@@ -184,6 +184,26 @@ def test_a_frozen_encoder_is_kept_by_its_hash(tmp_path, monkeypatch):
     assert kept.encode(None, 2).present.tolist() == [False, False]
 
 
+def test_many_captions_are_embedded_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    said = [f"red {'heart' if i % 2 else 'star'} {i}" for i in range(encoders._MANY)]
+    made = conditions.fit(said, f"text({encoder(tmp_path / 'bert')})")
+    first = made.encode(said, len(said)).values
+    few = made.encode(said[:3], 3).values
+
+    def fails(folder):
+        raise AssertionError("the encoder was loaded again")
+
+    monkeypatch.setattr(encoders, "reader_of", fails)
+    again = made.encode([*said, None], len(said) + 1).values
+    assert torch.equal(again[:-1], first) and not again[-1].any()
+    assert torch.allclose(few, first[:3], atol=1e-5)
+    with pytest.raises(AssertionError, match="loaded again"):
+        made.encode(said[1:] + ["a cat"], len(said))
+    with pytest.raises(AssertionError, match="loaded again"):  # few are not worth it
+        made.encode(said[:3], 3)
+
+
 def their_weights(folder):
     from safetensors.torch import load_file
 

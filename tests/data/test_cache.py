@@ -14,7 +14,8 @@ from PIL import Image
 
 import sfumato as sf
 import sfumato.data as data
-from sfumato.data import cache, images
+from sfumato import cache
+from sfumato.data import images
 from sfumato.data.rows import Mapped
 from sfumato.errors import SfumatoError
 from sfumato.training.console import Silent

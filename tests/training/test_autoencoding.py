@@ -41,6 +41,21 @@ def test_a_linear_vae_reaches_the_maximum_likelihood_of_principal_components() -
     assert bound == pytest.approx(best, abs=0.04)  # 8192 draws of it have a standard error of 0.01
 
 
+def test_the_variance_of_the_decoder_keeps_up_with_its_error() -> None:
+    """In 200 steps it comes down from 1 to the mean square of the residual; at the rate of weights to 0.5 at best."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    x = PPCA(torch.randn(8, 2, generator=generator, dtype=torch.float64), 0.0, 0.3).sample(1024).float() / 10
+    codec = sf.Codec(Autoencoder((8,), 2, ()))
+    for _ in fit(codec, x, settings(200, 4e-3), loss=Autoencoding()):
+        pass
+    net = codec.net
+    with torch.no_grad():
+        error = x - net.decode(net.encode(x).sample(torch.randn(1024, 2, generator=generator)))
+    assert float(net.log_variance) < -2
+    assert float(net.log_variance) == pytest.approx(float(error.square().mean().log()), abs=0.3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", ["kl", "vq"])
 def test_a_convolutional_one_learns_to_reconstruct_pictures(bottleneck: str) -> None:

@@ -134,6 +134,17 @@ def test_a_run_of_two_processes_goes_on_in_one_and_back(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_adapters_of_two_processes_are_those_of_one(data, tmp_path):
+    alone(data, tmp_path / "base", 5)
+    how = {"batch": 8, "precision": "float32", "optimizer": "adamw", "sample_every": 0, "lora": 2, "steps": 6}
+    sf.train(data, tmp_path / "alone", init=str(tmp_path / "base"), console=Silent(), **how)
+    words = [word for name, value in how.items() for word in (f"--{name.replace('_', '-')}", value)]
+    cli(2, "train", data, "-o", tmp_path / "run", "--init", tmp_path / "base", *words)
+    one_run(tmp_path / "alone", tmp_path / "run", 6)
+    assert (tmp_path / "run" / "adapter.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_a_run_of_four_processes_in_shards_goes_on_in_one_and_back(data, tmp_path):
     out = tmp_path / "run"
     alone(data, tmp_path / "alone", 5, 9, 12, 15)

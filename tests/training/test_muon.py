@@ -69,6 +69,7 @@ def test_a_kernel_is_the_matrix_of_outputs_by_inputs_and_taps():
 
 def test_split_leaves_the_outer_parts_to_adamw():
     net = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("input", "hidden", "modulation", "output")})
-    matrices, others = split(net.named_parameters())
+    scale = torch.nn.Parameter(torch.zeros(()))
+    matrices, others, scales = split([*net.named_parameters(), ("log_variance", scale)])
     assert [p is net["hidden"].weight for p in matrices] == [True]
-    assert len(others) == 7
+    assert len(others) == 7 and [p is scale for p in scales] == [True]

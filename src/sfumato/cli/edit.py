@@ -71,6 +71,8 @@ def draw(edit: str, options: Any, denoiser: Any, origin: dict[str, Any], note: C
     cond = conditions.values(conditions.said(options, spec.conditions, options.class_), spec.conditions)
     refuse_alone(options, options.guidance)
     model = guided(options, denoiser, options.guidance)
+    if cond and options.guidance is None:
+        note("Not guided; --guidance sets a scale.")
     facts = {**origin, "precision": "float32", "edit": edit}
     names = ("guidance", "guidance_interval", *FLAGS)
     facts |= {name: value for name in names if (value := getattr(options, name)) is not None}

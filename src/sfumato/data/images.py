@@ -21,11 +21,12 @@ import PIL
 import torch
 from torch import Tensor
 
+from .. import cache
 from ..errors import SfumatoError
 from ..files import first_line, reason
 from ..machine import fits
 from ..progress import counting
-from . import cache, limits
+from . import limits
 from .formats import ImageFormat, Size, constant_alpha, decode, settled
 from .picture import Header, read_header
 from .rows import DECODING, READING, Mapped, Rows, Samples

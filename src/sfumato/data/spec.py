@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import schema
+from .. import cache, schema
 from ..conditions import MISSING, Condition, Conditions, Label, fit, from_config, without_gaps
 from ..conditions.real import Real
 from ..errors import SfumatoError, SfumatoWarning, an, counted
 from ..normaliser import SCHEMA as NORMALISER
 from ..normaliser import Normaliser, Statistics
 from ..registry import register
-from . import cache, lengths, normalising
+from . import lengths, normalising
 from .lengths import Lengths
 from .statistics import GROUP, statistics
 from .table_schema import SCHEMA as TABLE

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from .. import cache
 from ..machine import default_cpu
-from . import cache, limits, normalising
+from . import limits, normalising
 from .column import Column
 from .formats import Size
 from .lengths import Lengths

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import cache
 from ..errors import SfumatoError, counted
 from ..machine import fits
 from ..progress import counting
-from . import arrays, cache, sequences
+from . import arrays, sequences
 from .column import Column, Unread, column, named
 from .images import Items
 from .rows import READING, Rows, Samples, in_blocks

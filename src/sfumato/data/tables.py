@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from .. import cache
 from ..errors import SfumatoError
 from ..files import first_line, require_plain
-from . import cache, limits
+from . import limits
 from .arrow_files import read_arrow
 from .images import together
 from .kinds import IGNORE

@@ -15,11 +15,11 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
-from .. import schema
+from .. import cache, schema
 from ..errors import SfumatoError
 from ..files import reason
 from ..progress import counting
-from . import cache, captions
+from . import captions
 from .images import IMAGE_SUFFIXES, Items, hidden, together
 from .source import LABEL
 from .tar_members import members

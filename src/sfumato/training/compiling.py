@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sfumato.data.cache import root
+from sfumato.cache import root
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError
 from sfumato.model import with_net

@@ -107,8 +107,8 @@ class TrainConfig:
     """Train a prior, of an embedding of the pictures given captions and other conditions, and a decoder, of pictures
     given their embedding, each on half of the budget."""
     embedding: str | None = None
-    """What pictures are embedded by: {features}, numbers (the values), or the file of an embedder. Without unclip the
-    prior alone is trained."""
+    """What pictures are embedded by: {features}, numbers (the values), the folder of an image encoder of CLIP, or the
+    file of an embedder. Without unclip the prior alone is trained."""
     reconstruction: float = 0.8
     """The share of the variance of held-out samples that the autoencoder has to explain; 0 takes any."""
     loss: str = "auto"

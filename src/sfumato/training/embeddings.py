@@ -21,7 +21,7 @@ from sfumato.data import Source
 from sfumato.data.column import Column
 from sfumato.embedder import Embedder
 from sfumato.errors import SfumatoError, an
-from sfumato.features import usual
+from sfumato.features import encoder_folder, usual
 from sfumato.training import codes
 
 EMBEDDING = "embedding"  # the folder of the embedder within that of a run
@@ -32,7 +32,8 @@ _FITTED_TO = 20_000  # most samples that the components are those of
 def embedder(source: Source, embedding: Any, holdout: float) -> Embedder:
     """The embedder of a run: the one that is given, that of a file, or one fitted to the training samples.
 
-    embedding: an Embedder, its file or run, the name of features, or None for the usual ones of such data.
+    embedding: an Embedder, its file or run, the name of features, the folder of an image encoder, or None for the usual
+    features of such data.
     """
     if source.text is not None or source.table is not None or source.missing:
         raise SfumatoError(
@@ -41,12 +42,13 @@ def embedder(source: Source, embedding: Any, holdout: float) -> Embedder:
         )
     if isinstance(embedding, Embedder):
         return embedding
-    if embedding is not None and Path(embedding).expanduser().exists():
+    encodes = embedding is not None and encoder_folder(embedding) is not None
+    if embedding is not None and not encodes and Path(embedding).expanduser().exists():
         return loaded(embedding)
     rows, _ = source.split(holdout)
     rows = rows[noise.permutation(0, 0, len(rows))[:_FITTED_TO]].sort().values
     word = usual(source.kind, source.shape) if embedding is None else os.fspath(embedding)
-    return Embedder.fit(source.x[rows], word)
+    return Embedder.fit(source.x[rows], word, bounds=source.bounds)
 
 
 def loaded(place: Any) -> Embedder:

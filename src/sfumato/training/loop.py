@@ -226,7 +226,7 @@ def _step(shared: nn.Module, batch: Batch, config: TrainConfig, state: State, lr
     if not math.isfinite(float(loss + norm)):
         return False
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)
     state.midway = True
     state.optimizer.step()
     if not finite(state.parameters):

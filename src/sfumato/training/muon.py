@@ -72,7 +72,8 @@ def _kernel(matrix: Tensor, like: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for `matrices` and AdamW for `others`, with one learning rate. dtype: the precision of msign.
+    """Muon for `matrices` and AdamW for `others`, with one learning rate, and for `scales`, with QUICK times as much.
+    dtype: the precision of msign.
 
     Weight decay is decoupled and applies to both. Parameters may be shards: each process updates its own, but gathers
     whole matrices, shape by shape, to compute their update directions.
@@ -87,10 +88,15 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.01,
         dtype: torch.dtype | None = None,
+        scales: Iterable[Tensor] = (),
     ) -> None:
         self.dtype = dtype
-        groups = [{"params": list(matrices), "muon": True}, {"params": list(others), "muon": False}]
-        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
+        groups = [
+            {"params": list(matrices), "muon": True},
+            {"params": list(others), "muon": False},
+            {"params": list(scales), "muon": False, "rate": QUICK, "lr": QUICK * lr},
+        ]
+        defaults = {"lr": lr, "rate": 1.0, "betas": betas, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([g for g in groups if g["params"]], defaults)
 
     @torch.no_grad()
@@ -142,11 +148,16 @@ OUTER = frozenset({
     "latents", "neighbours",
 })  # fmt: skip
 
+# Logarithms of scales, such as the variance of a decoder: their way is several times that of a weight.
+SCALES, QUICK = frozenset({"log_variance"}), 10.0
 
-def split(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """(matrices and kernels between hidden states, the rest: first and last layers, conditioning, norms, biases)."""
+
+def split(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """(matrices and kernels between hidden states; first and last layers, conditioning, norms, biases; scales)."""
     matrices: list[Tensor] = []
     others: list[Tensor] = []
+    scales: list[Tensor] = []
     for name, p in named:
-        (others if p.ndim < 2 or OUTER & set(name.split(".")) else matrices).append(p)
-    return matrices, others
+        words = set(name.split("."))
+        (scales if SCALES & words else others if p.ndim < 2 or OUTER & words else matrices).append(p)
+    return matrices, others, scales

@@ -189,8 +189,10 @@ def muon(
     named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None
 ) -> torch.optim.Optimizer:
     """Muon for the matrices between hidden states and AdamW for the rest."""
-    matrices, others = split(named)
-    return Muon(matrices, others, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype)
+    matrices, others, scales = split(named)
+    return Muon(
+        matrices, others, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, dtype=dtype, scales=scales
+    )
 
 
 @register("optimizer", "adamw")
@@ -198,4 +200,5 @@ def adamw(
     named: list[tuple[str, torch.nn.Parameter]], config: TrainConfig, dtype: torch.dtype | None
 ) -> torch.optim.Optimizer:
     """AdamW (fused) for all parameters."""
-    return Muon([], [p for _, p in named], config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    matrices, others, scales = split(named)
+    return Muon([], matrices + others, config.lr, (0.9, 0.99), weight_decay=config.weight_decay, scales=scales)

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import platformdirs
 
-from ..errors import SfumatoError
-from ..files import reason, write_text
+from .errors import SfumatoError
+from .files import reason, write_text
 
 PLACE, LIMIT = "SFUMATO_CACHE", "SFUMATO_CACHE_GB"
 DEFAULT_LIMIT = 32.0
