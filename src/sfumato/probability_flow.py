@@ -211,7 +211,7 @@ class CoefficientField(Field):
 
 def field_of(model: Model, cond: Mapping[str, Given | Tensor], steps: int, sigma_min: float | None) -> Field:
     """The flow of one batch; of a spectral process that of its coefficients."""
-    process = model.process
+    process: Any = model.process
     if isinstance(process, Spectral):
         return CoefficientField(model, CoefficientTrack.along(process, steps, sigma_min), cond)
     return Field(model, Track.of(process.schedule, steps, data_scale(model), sigma_min), cond)

@@ -33,7 +33,7 @@ from sfumato.solvers import Plan, State
 from sfumato.solvers.brownian import along
 from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, numbers, rows_of
 
-Stateless = Staged | CouplingFlow  # models that draw samples without states to walk along
+STATELESS = (Staged, CouplingFlow)  # models that draw samples without states to walk along
 BATCH, ROWS = 256, 4096  # samples at once, and rows of a table
 _NEARLY_NOISE = 1 - 1e-4  # where rows of a table with known symbols start: at t = 1 no symbol is known
 
@@ -114,7 +114,7 @@ def sample(
     this call and all get every sample, equal to those of a single process up to rounding.
     Warns (`SfumatoWarning`) if samples hold NaN, lie far outside the training data, or are all the same.
     """
-    if isinstance(model, Stateless):
+    if isinstance(model, STATELESS):
         how = {"steps": steps, "solver": solver, "batch": batch, "normalised": normalised, "world": world}
         return _without_states(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop, length))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
@@ -202,7 +202,7 @@ def _smooth(model: Any, world: World) -> bool:
 
 
 def _without_states(
-    model: Stateless, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any],
+    model: Staged | CouplingFlow, n: int, seed: int, index: Any, cond: Mapping[str, Any], how: dict[str, Any],
     stages: bool, no: tuple[Any, ...],
 ) -> Any:  # fmt: skip
     """The samples of a coupling flow, of a model of stages, or of each of them. no: arguments that they do not take."""

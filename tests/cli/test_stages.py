@@ -126,7 +126,9 @@ def test_a_coupling_flow_says_how_it_is_used(call) -> None:
     ):
         status, _, heard = call("sample", "flow.safetensors", *words)
         assert status == 2 and why in heard, words
-    status, _, heard = call("likelihood", "flow.safetensors", "points.npy")
+    status, said, _ = call("likelihood", "flow.safetensors", "points.npy")
+    assert status == 0 and "exact, coupling flow" in said
+    status, _, heard = call("distill", "flow.safetensors")
     assert status == 2 and "sfumato info flow.safetensors" in heard
 
 

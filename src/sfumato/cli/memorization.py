@@ -17,7 +17,7 @@ from sfumato.errors import SfumatoError
 from sfumato.machine import device_of
 from sfumato.model import Denoiser
 from sfumato.pictures import save_png
-from sfumato.sampling import Stateless
+from sfumato.sampling import STATELESS
 from sfumato.training.precision import compute_dtype
 
 
@@ -29,7 +29,7 @@ def memorization(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")
     options = with_training_data(options, "give DATA after it", "sf.memorization")
     device = device_of(options.device)
-    denoiser = serialization.load_sampler(options.model, options.weights, device, Stateless)
+    denoiser = serialization.load_sampler(options.model, options.weights, device, STATELESS)
     denoiser.compute_dtype = compute_dtype("auto", device)
     found = judged(
         denoiser, opened(options, denoiser.spec), _unseen(options), samples=options.number, size=options.size,

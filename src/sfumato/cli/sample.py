@@ -60,7 +60,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     started = time.monotonic()
     contract = serialization.read_contract(options.model)
     device = device_of(options.device) if world.size == 1 else world.device
-    denoiser = serialization.load_sampler(options.model, options.weights, device, sampling.Stateless)
+    denoiser = serialization.load_sampler(options.model, options.weights, device, sampling.STATELESS)
     spec, options = asked.spec_of(denoiser, options.model), heard(options, denoiser)
     stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)

@@ -39,7 +39,7 @@ from sfumato.intervals import Interval, fraction
 from sfumato.machine import default_cpu
 from sfumato.model import unordered
 from sfumato.pictures import picture
-from sfumato.sampling import Stateless, sample
+from sfumato.sampling import STATELESS, sample
 from sfumato.solver_selection import AnySolver
 
 _CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles of 99.9 and 99 %
@@ -135,7 +135,7 @@ def memorization(
         raise SfumatoError("memorization needs the data that the model was trained on: sf.memorization(model, data).")
     samples, seed = whole("samples", samples), whole("seed", seed, None)
     if isinstance(model, str | os.PathLike):
-        model = serialization.load_sampler(model, device=device, also=Stateless)
+        model = serialization.load_sampler(model, device=device, also=STATELESS)
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
@@ -168,7 +168,7 @@ def drawn(
 ) -> Tensor:  # fmt: skip
     """n samples in the units of the data; of a table its rows as vectors."""
     how = {"steps": steps, "solver": solver, "seed": seed, "batch": batch, "world": world, "cond": cond}
-    whole = isinstance(model, Stateless)  # a model of stages, each of which has units of its own, or one without any
+    whole = isinstance(model, STATELESS)  # a model of stages, each of which has units of its own, or one without any
     x = sample(model, n, normalised=not whole, **how)
     spec = getattr(model, "spec", None)
     x = x if spec is None or whole else spec.denormalise(model.process.table(x))

@@ -122,7 +122,8 @@ def views(
 
 
 def _chapters(scene: Scene, law: NormalisedLaw | None) -> list[Chapter]:
-    chains, half, few = forward(scene, None if scene.cond else law), scene.few(len(scene.x) // 2), scene.few(len(scene.x) // 8)
+    chains = forward(scene, None if scene.cond else law)
+    half, few = scene.few(len(scene.x) // 2), scene.few(len(scene.x) // 8)
     walked, index = walks(half), torch.arange(len(few.x))
     least = float(torch.exp(-scene.logsnr[0] / 2))
     how: dict[str, Any] = {"steps": _STEPS, "probes": _PROBES, "seed": scene.seed, "sigma_min": least}

@@ -297,7 +297,7 @@ def sweep(evaluator: Evaluator, over: Mapping[str, Sequence[Any]], **fixed: Any)
 
 def is_model(thing: Any) -> bool:
     """Whether this draws samples, rather than being some."""
-    return hasattr(thing, "process") or isinstance(thing, Autoregressive | sampling.Stateless)
+    return hasattr(thing, "process") or isinstance(thing, (Autoregressive, *sampling.STATELESS))
 
 
 def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
@@ -308,5 +308,5 @@ def opened(model: Any, weights: str | None, device: str | torch.device) -> Any:
         return model
     path = Path(model).expanduser()
     if path.suffix == ".safetensors" or (path / serialization.FILE).is_file() or (path / "checkpoints").is_dir():
-        return serialization.load_sampler(model, weights or "ema", device_of(device), sampling.Stateless)
+        return serialization.load_sampler(model, weights or "ema", device_of(device), sampling.STATELESS)
     return path if path.exists() else data.open(model)

@@ -124,15 +124,15 @@ def coupled(coupling: Coupling, name: str, x: Tensor, cond: Conditions, source: 
             "would start from other sources than in training: take the independent one."
         )
     given, u = cond.given(name), source.uniform() if coupling.draws else torch.zeros(len(x))
-    ends, device = (x.flatten(1), given.values.flatten(1)), given.values.device
+    x, sources, device = x.flatten(1), given.values.flatten(1), given.values.device
     classes = _classes(cond, name)
     if classes is None:
-        order = coupling(*ends, u).to(device)
+        order = coupling(x, sources, u).to(device)
     else:
         order = torch.arange(len(x), device=device)
         for rows in classes:
             rows = rows.to(device)
-            order[rows] = rows[coupling(*(end[rows] for end in ends), u[rows.cpu()]).to(device)]
+            order[rows] = rows[coupling(x[rows], sources[rows], u[rows.cpu()]).to(device)]
     return Conditions({**{each: cond.given(each) for each in cond}, name: given.rows(order)})
 
 
