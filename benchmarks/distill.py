@@ -2,12 +2,13 @@
 
     python benchmarks/distill.py --seconds 60 --seeds 3 --other-seconds 30
 
-    python benchmarks/distill.py --methods trajectory-consistency --seeds 2 --first-seed 3 --steps 1894 --tuned --append
+    python benchmarks/distill.py --methods trajectory-consistency --seeds 2 --first-seed 3 --steps 1894 --append --tuned
 
-The default has several seeds, each other method one; the second line adds two seeds of as many steps as those before. The teacher is a network trained on a mixture of three
-anisotropic modes in the plane; students learn from its file alone. A figure is the root mean square distance to the
-teacher's own fine solution on the same noise, in deviations of the data (`sfumato.training.ladder`), and the sliced
-Wasserstein distance of the same samples. Results are in results/distill.json.
+The default has several seeds, each other method one; the second line adds two seeds of as many steps as those before.
+The teacher is a network trained on a mixture of three anisotropic modes in the plane; students learn from its file
+alone. A figure is the root mean square distance to the teacher's own fine solution on the same noise, in deviations of
+the data (`sfumato.training.ladder`), and the sliced Wasserstein distance of the same samples. Results are in
+results/distill.json.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sfumato.training.precision import compute_dtype
+
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -107,11 +109,12 @@ def train(images: np.ndarray, labels: np.ndarray, epochs: float, seed: int, batc
     order = torch.empty(0, dtype=torch.long)
     start = time.perf_counter()
     model.train()
+    half = compute_dtype("auto", torch.device("cpu")) == torch.bfloat16
     for step in range(steps):
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(x), generator=generator)])
         pick, order = order[:batch], order[batch:]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):  # much slower where the processor has no bfloat16
             features = model.features(augment(x[pick].float(), generator))
         loss = F.cross_entropy(model.head(features), y[pick], label_smoothing=0.05)
         optimiser.zero_grad()

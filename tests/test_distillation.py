@@ -118,9 +118,7 @@ def test_a_student_in_two_stages_goes_on_with_the_one_that_was_stopped(teacher: 
     by_hand = {**words, "method": "distribution-matching(turns=1)", "steps": 12, "init": str(whole.path / "paths")}
     alone = sf.distill(teacher, tmp_path / "alone", whole.path / "teacher_samples.npz", **by_hand)
     ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, alone))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours), (
-        "the second stage is a run from the first's file"
-    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours), "a run from the first stage's file"
 
 
 def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: Path) -> None:
@@ -242,6 +240,8 @@ def test_mistakes(teacher: sf.Denoiser, tmp_path: object) -> None:
     for method in ("magic", "denoising"):
         with pytest.raises(sf.SfumatoError, match="no method"):
             loss_named(method, "file('x')", (1,))
+    with pytest.raises(sf.SfumatoError, match="one stage or in two"):
+        sf.distill(teacher, f"{tmp_path}/run", method="semigroup + semigroup + semigroup", **SHORT)
     with pytest.raises(sf.SfumatoError, match="denoiser"):
         law = sf.exact.GaussianMixture([1.0], [[0.0]], [[[1.0]]])
         sf.distill(law.denoiser(sf.Gaussian("flow")), f"{tmp_path}/run")

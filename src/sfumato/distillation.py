@@ -36,7 +36,7 @@ from sfumato.training.session import Session
 from sfumato.training.stages import student
 
 AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
-OF_PICTURES = "trajectory-consistency(cut=0.3) + distribution-matching"  # two stages
+OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
 FIRST = 0.4  # of the budget, for the first of two stages
 DRAWN = 4096  # samples of the teacher, where no data are given
 TEACHER, SAMPLES, TEXTS = "teacher.safetensors", "teacher_samples.npz", "teacher_samples.jsonl"  # in a run folder
@@ -65,12 +65,12 @@ def distill(
     says in one call what it says in several (`objectives.symbol_distillation`), and has no ladder. data: its training
     data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
-    on from where the first has led in FIRST of the budget; "auto" is AUTO, or OF_PICTURES for pictures, which are sharp
-    in one call by a loss of their law alone. init: a student, file or run, that is trained further; by default it
-    starts at the teacher. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's guidance
-    and its levels of logsnr, which the student then has for good, at no second call; or a range of scales, (1, 4), of
-    which it hears one as its condition, `sf.sample(student, label="cat", guidance_scale=2.5)`. settings: those of
-    `sf.train`.
+    on from where the first has led in FIRST of the budget; "auto" is the one that comes nearest to the teacher in equal
+    time, AUTO, or OF_PICTURES. init: a student, file or run, that is trained further, in place of one that starts at
+    the teacher. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's
+    guidance and its levels of logsnr, which the student then has for good, at no second call; or a range of scales,
+    (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat", guidance_scale=2.5)`. settings:
+    those of `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
     rising stops with an error. Its report ends with the ladder: the distance to the teacher's own fine solution by the
@@ -117,7 +117,9 @@ def in_words(
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     model = serialization.load_sampler(file, device=world.device)
-    losses = [loss_named(each, words, calls) for each in _chosen(method, model, settings).split("+")]
+    losses = [loss_named(each, words, calls) for each in _chosen(method, model).split(" + ")]
+    if len(losses) > 2:
+        raise SfumatoError(f"A student is trained in one stage or in two, and {method!r:.80} names {len(losses)}.")
     refuse_latent(model, "Distillation")
     if is_range(guidance) and data is not None:
         raise SfumatoError("Only a teacher's samples have scales of guidance: leave data out, or give one scale.")
@@ -125,23 +127,19 @@ def in_words(
         model = guided(model, guidance, interval)
         data = path / (SAMPLES if getattr(model.spec, "text", None) is None else TEXTS)
         _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
-    if len(losses) > 2:
-        raise SfumatoError(f"A student is trained in one stage or in two, and {method!r:.80} names {len(losses)}.")
     budgets = [settings] if len(losses) == 1 else [{**settings, **_budget(settings, i)} for i in range(2)]
     own = [_kind(Named("loss")[loss.partition("(")[0]]).settings for loss in losses]
     base = {"guidance": 1.0, "init": str(file)}
     return [{**base, **a, **b, "loss": c} for a, b, c in zip(own, budgets, losses, strict=True)], data
 
 
-def _chosen(method: str, model: Any, settings: dict[str, Any]) -> str:
-    """The method that "auto" stands for; a student that is trained further needs no first stage."""
+def _chosen(method: str, model: Any) -> str:
+    """The method that "auto" stands for."""
     if method != "auto":
         return method
     if isinstance(getattr(model, "process", None), Masked):
         return OF_MASKS
-    if getattr(model.spec, "kind", None) != "image":
-        return AUTO
-    return OF_PICTURES if settings.get("init") is None else OF_PICTURES.partition("+")[2]
+    return OF_PICTURES if getattr(model.spec, "kind", None) == "image" else AUTO
 
 
 def _budget(settings: dict[str, Any], stage: int) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Train and resume: one model, an autoencoder and then the denoiser of its codes, a cascade, an unCLIP pair, or a student
-in two stages, in one run folder.
+"""Train and resume: one model, an autoencoder and then the denoiser of its codes, a cascade, an unCLIP pair, or a
+student in two stages, in one run folder.
 
 RUN/autoencoder/    the run of the autoencoder, or the file of a given one, and the codes of the data
 RUN/size_16/        the run of the first stage of a cascade, of size 16; the stages between likewise
