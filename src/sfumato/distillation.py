@@ -85,7 +85,8 @@ def distill(
             stages, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
     if len(stages) == 1:
         return train(given, path, labels, console, on_start, **stages[0])
-    return student(path, *stages, given, labels, {"console": console, "on_start": on_start})
+    first, last = stages
+    return student(path, first, last, given, labels, {"console": console, "on_start": on_start})
 
 
 def _made(out: str | os.PathLike[str] | None, name: str) -> Path:

@@ -191,8 +191,9 @@ class MapLoss(TaughtLoss, abc.ABC):
 
     def begun(self, model: Any) -> FlowMap:
         if isinstance(model, FlowMap):  # a student that is trained further, perhaps for other calls
+            inner: Any = model.inner
             same = (model.calls, model.gamma) == (self.calls, self.gamma)
-            return model if same else FlowMap(model.inner, self.calls, self.gamma)
+            return model if same else FlowMap(inner, self.calls, self.gamma)
         student = FlowMap.student(model, self.calls, self.gamma)
         student.spec = model.spec
         return student

@@ -84,13 +84,13 @@ class LawLoss(MapLoss):
 
     def _beginning(self, model: FlowMap) -> Any:
         """The denoiser that the player starts as: the teacher's, or the student's where that hears more."""
-        first = self.teacher
+        first, own = self.teacher, model.inner
         while isinstance(first, Wrapped):
             first = first.inner
-        if not isinstance(first, Denoiser):
-            return model.inner
-        found = FlowMap.student(first).inner
-        return found if trees.tree(found.net) == trees.tree(model.net) else model.inner
+        if not isinstance(first, Denoiser) or not isinstance(own, Denoiser):
+            return own
+        found: Any = FlowMap.student(first).inner
+        return found if trees.tree(found.net) == trees.tree(own.net) else own
 
     def players(self) -> Iterable[nn.Parameter]:
         return self.fake.parameters()
