@@ -18,6 +18,9 @@ from sfumato.folder import read
 from sfumato.objectives.loss import Batch, Loss
 from sfumato.training.console import Silent
 from sfumato.training.ladder import Rung, advice, ladder
+from sfumato.training.loop import Progress
+from sfumato.training.run import Interrupted
+from sfumato.training.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,41 @@ def test_a_student_by_law_resumes_with_its_player(teacher: sf.Denoiser, tmp_path
     assert not torch.equal(sf.sample(student, 8, label="left"), sf.sample(student, 8, label="left", solver="map"))
     settings = (whole.path / "config.yaml").read_text()
     assert "optimizer: adamw" in settings and "lr: 0.001" in settings
+
+
+class Stops(Silent):
+    """Interrupts a run of a name at its fourth step."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage, self.at = stage, ""
+
+    def __call__(self, progress: Progress) -> None:
+        if self.at == self.stage and progress.step == 4:
+            raise KeyboardInterrupt
+
+    def begun(self, session: Session) -> None:
+        self.at = session.path.name
+
+
+def test_a_student_in_two_stages_goes_on_with_the_one_that_was_stopped(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    words = {"calls": (1, 2), "decay": 0.0, "steps": 20, **SHORT}
+    words["method"] = "trajectory-consistency(cut=0.3) + distribution-matching(turns=1)"
+    whole = sf.distill(teacher, tmp_path / "whole", **words)
+    first = sf.load(whole.path / "paths")
+    assert first.gamma == 0 and sf.load(whole.path).gamma == 1 and len(whole.metrics) and whole.config.steps == 12
+    assert not (whole.path / "paths" / "ladder.json").exists() and (whole.path / "ladder.json").exists()
+    for stage in ("paths", "run"):
+        console, out = Stops(stage), tmp_path / stage / "run"
+        with pytest.raises(Interrupted, match=str(out)):
+            sf.distill(teacher, out, **{**words, "console": console}, on_start=console.begun)
+        again = sf.resume(out, console=Silent())
+        ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, again))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
+    by_hand = {**words, "method": "distribution-matching(turns=1)", "steps": 12, "init": str(whole.path / "paths")}
+    alone = sf.distill(teacher, tmp_path / "alone", whole.path / "teacher_samples.npz", **by_hand)
+    ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours), "a run from the first stage's file"
 
 
 def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: Path) -> None:
@@ -202,6 +240,8 @@ def test_mistakes(teacher: sf.Denoiser, tmp_path: object) -> None:
     for method in ("magic", "denoising"):
         with pytest.raises(sf.SfumatoError, match="no method"):
             loss_named(method, "file('x')", (1,))
+    with pytest.raises(sf.SfumatoError, match="one stage or in two"):
+        sf.distill(teacher, f"{tmp_path}/run", method="semigroup + semigroup + semigroup", **SHORT)
     with pytest.raises(sf.SfumatoError, match="denoiser"):
         law = sf.exact.GaussianMixture([1.0], [[0.0]], [[[1.0]]])
         sf.distill(law.denoiser(sf.Gaussian("flow")), f"{tmp_path}/run")

@@ -23,8 +23,9 @@ from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.taught import TaughtLoss
 from sfumato.process import Masked
+from sfumato.progress import counting, reporting_to
 from sfumato.registry import Named, make, register
-from sfumato.sampling import sample
+from sfumato.sampling import BATCH, sample
 from sfumato.text_samples import sample_text
 from sfumato.training import Run, train
 from sfumato.training.console import Console
@@ -32,8 +33,11 @@ from sfumato.training.ladder import advice as advice
 from sfumato.training.ladder import in_turn
 from sfumato.training.ladder import ladder as ladder
 from sfumato.training.session import Session
+from sfumato.training.stages import student
 
 AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
+OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
+FIRST = 0.4  # of the budget, for the first of two stages
 DRAWN = 4096  # samples of the teacher, where no data are given
 TEACHER, SAMPLES, TEXTS = "teacher.safetensors", "teacher_samples.npz", "teacher_samples.jsonl"  # in a run folder
 _KNOWN = 16  # digits of a hash
@@ -60,11 +64,13 @@ def distill(
     teacher: a denoiser of real numbers, its file or its run; or one of masked symbols, whose student is a denoiser that
     says in one call what it says in several (`objectives.symbol_distillation`), and has no ladder. data: its training
     data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough.
-    method: the name of a loss (`objectives.flow_maps`); "auto" is the one that comes nearest to the teacher in equal
-    time. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's guidance
-    and its levels of logsnr, which the student then has for good, at no second call; or a range of scales, (1, 4), of
-    which it hears one as its condition, `sf.sample(student, label="cat", guidance_scale=2.5)`. settings: those of
-    `sf.train`.
+    method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
+    on from where the first has led in FIRST of the budget; "auto" is the one that comes nearest to the teacher in equal
+    time, AUTO, or OF_PICTURES. init: a student, file or run, that is trained further, in place of one that starts at
+    the teacher. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's
+    guidance and its levels of logsnr, which the student then has for good, at no second call; or a range of scales,
+    (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat", guidance_scale=2.5)`. settings:
+    those of `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
     rising stops with an error. Its report ends with the ladder: the distance to the teacher's own fine solution by the
@@ -75,8 +81,12 @@ def distill(
         name = Path(teacher).stem if Path(teacher).is_file() else Path(teacher).name
     with joined(device_of(settings.get("device", "auto"))) as world:
         path = world.broadcast_result(lambda: _made(out, f"{name}-distilled"))
-        words, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
-    return train(given, path, labels, console, on_start, **words)
+        with reporting_to((console or Console()).count if world.leads else None):
+            stages, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
+    if len(stages) == 1:
+        return train(given, path, labels, console, on_start, **stages[0])
+    first, last = stages
+    return student(path, first, last, given, labels, {"console": console, "on_start": on_start})
 
 
 def _made(out: str | os.PathLike[str] | None, name: str) -> Path:
@@ -96,8 +106,8 @@ def in_words(
     samples: int,
     settings: dict[str, Any],
     world: World,
-) -> tuple[dict[str, Any], Any]:
-    """(the settings of the run in `path`, its data), with the teacher and its samples in files."""
+) -> tuple[list[dict[str, Any]], Any]:
+    """(the settings of each stage of the run in `path`, its data), with the teacher and its samples in files."""
     if isinstance(teacher, str | os.PathLike):
         file = serialization.locate(teacher).absolute()
     else:
@@ -108,9 +118,9 @@ def in_words(
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     model = serialization.load_sampler(file, device=world.device)
-    masks = isinstance(getattr(model, "process", None), Masked)
-    loss = loss_named(OF_MASKS if masks and method == "auto" else method, words, calls)
-    own = _kind(Named("loss")[loss.partition("(")[0]]).settings
+    losses = [loss_named(each, words, calls) for each in _chosen(method, model).split(" + ")]
+    if len(losses) > 2:
+        raise SfumatoError(f"A student is trained in one stage or in two, and {method!r:.80} names {len(losses)}.")
     refuse_latent(model, "Distillation")
     if is_range(guidance) and data is not None:
         raise SfumatoError("Only a teacher's samples have scales of guidance: leave data out, or give one scale.")
@@ -118,7 +128,28 @@ def in_words(
         model = guided(model, guidance, interval)
         data = path / (SAMPLES if getattr(model.spec, "text", None) is None else TEXTS)
         _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
-    return {"guidance": 1.0, **own, **settings, "init": str(file), "loss": loss}, data
+    budgets = [settings] if len(losses) == 1 else [{**settings, **_budget(settings, i)} for i in range(2)]
+    own = [_kind(Named("loss")[loss.partition("(")[0]]).settings for loss in losses]
+    base = {"guidance": 1.0, "init": str(file)}
+    return [{**base, **a, **b, "loss": c} for a, b, c in zip(own, budgets, losses, strict=True)], data
+
+
+def _chosen(method: str, model: Any) -> str:
+    """The method that "auto" stands for."""
+    if method != "auto":
+        return method
+    if isinstance(getattr(model, "process", None), Masked):
+        return OF_MASKS
+    return OF_PICTURES if getattr(model.spec, "kind", None) == "image" else AUTO
+
+
+def _budget(settings: dict[str, Any], stage: int) -> dict[str, Any]:
+    """A stage's share of the minutes or steps, if any are given."""
+    share = (FIRST, 1 - FIRST)[stage]
+    if (steps := settings.get("steps")) is not None:
+        first = max(1, round(FIRST * steps))
+        return {"steps": first if stage == 0 else max(1, steps - first)}
+    return {"minutes": share * settings["minutes"]} if settings.get("minutes") is not None else {}
 
 
 def guided(model: Any, guidance: Any, interval: tuple[float, float] | None) -> Any:
@@ -147,7 +178,7 @@ def file_teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] |
 
 def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:
     """The setting that names a method's loss, its teacher and the student's numbers of calls."""
-    name, _, own = (AUTO if method == "auto" else method).partition("(")
+    name, _, own = method.strip().partition("(")
     known = [each for each, kind in Named("loss").items() if _is_taught(kind)]
     if name not in known:
         raise SfumatoError(f"There is no method {method!r} of distillation: {suggest(name, known)}")
@@ -187,7 +218,15 @@ def _drawn(teacher: Any, count: int, seed: int, world: World, instead: str) -> t
         (low,), (high,) = teacher.known.low, teacher.known.high
         u = noise.spread(seed, torch.arange(count), noise.DATA)
         cond[SCALE] = (low + (high - low) * u).tolist()
-    return sample(teacher, count, seed=seed, cond=cond, world=world), cond
+    parts: list[Any] = []
+    with counting("Drawing samples of the teacher", count) as drawn:
+        for rows in torch.arange(count).split(BATCH * world.size):
+            told = {name: values[int(rows[0]) : int(rows[-1]) + 1] for name, values in cond.items()}
+            parts.append(sample(teacher, seed=seed, index=rows, cond=told, world=world))
+            drawn(len(rows))
+    if isinstance(parts[0], list):
+        return [each for part in parts for each in part], cond
+    return torch.cat(parts), cond
 
 
 def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None:

@@ -157,6 +157,30 @@ def test_the_player_learns_the_law_of_the_samples() -> None:
     assert float(gap.mean()) > 4.5 * float(gap.std()) / math.sqrt(2000)
 
 
+def test_the_player_starts_at_the_teacher_and_learns_from_the_samples_of_the_step() -> None:
+    """Whatever student it plays against: at first it answers as the teacher, and where both hear the same, D_x = D."""
+    process = sf.Gaussian("flow", target="F")
+    torch.manual_seed(0)
+    nets = [sf.nets.MLP(2, 16, 1) for _ in range(2)]
+    for net in nets:
+        torch.nn.init.normal_(list(net.parameters())[-2], std=0.1)
+    teacher, student = sf.Denoiser(nets[0], process), FlowMap.student(sf.Denoiser(nets[1], process))
+    loss, each = DistributionMatching(sf.guide(teacher, 1.0), turns=1), batch(LAW, 12)
+    loss.suits(student)
+    z, t = LAW.sample(5, 1).float(), torch.full((5,), 0.6)
+    assert torch.equal(loss.fake(z, t, until=t).x, teacher(z, t).x)
+    anew = loss.player_losses(student, each)
+    found = loss.losses(student, each)
+    assert float(found.detach().abs().max()) < 1e-12
+    calls: list[int] = []
+    handle = student.net.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(loss.player_losses(student, each), anew) and not calls, "no second call of the student"
+    loss.losses(student, each)
+    loss.observe(each, found)
+    handle.remove()
+    assert torch.equal(loss.player_losses(student, each), anew)
+
+
 def some(whole: Any, rows: slice) -> Any:
     parts = {"x": whole.x[rows], "cond": whole.cond.rows(rows), "index": whole.index[rows], "u": whole.u[rows]}
     return type(whole)(**parts)

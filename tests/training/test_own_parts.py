@@ -215,7 +215,7 @@ def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
         *("direct-distillation", "progressive-distillation", "lagrangian", "mean-flow", "improved-mean-flow"),
         *("spectral", "coupled", "consistent-diffusion", "fp-diffusion", "maximum-likelihood", "upscaling"),
         "coupling-flow",
-        *("distribution-matching", "moment-matching", "score-identity", "sdtt"),
+        *("distribution-matching", "moment-matching", "score-identity", "sdtt", "path-distillation"),
         *("reward-weighted", "fpo", "advantage-weighted", "nft", "ddpo", "direct", "dpo", "ipo", "kto"),
         *("fpo++", "flow-grpo", "diffu-grpo", "adjoint-matching"),
     }  # have tests of their own

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sfumato import serialization
-from sfumato.cli.plan import page
+from sfumato.cli.plan import duration, page
 from sfumato.cli.process import outliving_output
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
@@ -20,8 +24,11 @@ from sfumato.distillation import distill as train_student
 from sfumato.distillation import in_words
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError
+from sfumato.files import write_text
 from sfumato.machine import device_of
 from sfumato.training.forecast import forecast
+
+_FEW = 64  # samples of the teacher that a plan draws
 
 
 @outliving_output()
@@ -36,6 +43,7 @@ def distill(options: Any, voice: Voice) -> None:
         "samples": options.samples,
     }  # fmt: skip
     settings = {"minutes": options.minutes, "seed": options.seed, "device": options.device}
+    settings |= {} if options.init is None else {"init": options.init}
     with working(voice) as begin:
         if options.plan:
             _plan(options, asked, settings, voice)
@@ -56,13 +64,39 @@ def distill(options: Any, voice: Voice) -> None:
 
 
 def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: Voice) -> None:
-    """The forecast of the run, in words or as JSON; nothing is kept."""
+    """The forecast of the run, in words or as JSON; nothing is kept. Of the samples of the teacher a few are drawn, and
+    repeated."""
+    wanted, few = asked["samples"], min(asked["samples"], _FEW)
+    voice.note("Timing a few steps; nothing is kept." if options.data else f"Drawing {few} samples of the teacher, and "
+               "timing a few steps; nothing is kept.")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
-        world = World(device=device_of(options.device))
-        words, data = in_words(Path(folder), options.model, options.data, settings=settings, world=world, **asked)
-        found = forecast(data, options.out, options.labels, **words)
-    voice.emit(found.to_dict())
-    voice.say(*page(found))
+        world, start = World(device=device_of(options.device)), time.monotonic()
+        asked = {**asked, "samples": few}
+        stages, data = in_words(Path(folder), options.model, options.data, settings=settings, world=world, **asked)
+        drawing = 0.0 if options.data else (time.monotonic() - start) * wanted / few
+        if drawing:
+            _repeated(data, wanted)
+        found = [forecast(data, options.out, options.labels, **words) for words in stages]
+    fits = {"fits": all(each.fits for each in found), "drawing": drawing}
+    voice.emit({**found[-1].to_dict(), **fits, "before": [each.to_dict() for each in found[:-1]]})
+    if drawing:
+        voice.say(f"Before the run, {wanted:,} samples of the teacher are drawn: about {duration(drawing)}.")
+    for number, each in enumerate(found, 1):
+        voice.say(
+            *(["", f"Stage {number} of {len(found)}, {each.config.loss.partition('(')[0]}:"] if found[1:] else [])
+        )
+        voice.say(*page(each))
+
+
+def _repeated(path: Path, count: int) -> None:
+    """Make a file of a few samples one of `count`, by repeating them."""
+    if path.suffix == ".jsonl":
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(path, "".join(islice(cycle(lines), count)))
+        return
+    with np.load(path) as held:
+        rows = {name: each[np.arange(count) % len(each)] for name, each in held.items()}
+    np.savez(path, **rows)
 
 
 def table(rungs: Sequence[dict[str, Any]]) -> list[str]:

@@ -241,7 +241,12 @@ DISTILL = Command(
     [
         MODEL,
         flag("--steps", "N,N..", "The numbers of calls that the student is for; the first is its default.", "1,2,4"),
-        flag("--method", "NAME", "The loss: auto, semigroup, lagrangian, consistency-distillation ...", "auto"),
+        flag(
+            "--method", "NAME",
+            "The loss: auto, semigroup, lagrangian, consistency-distillation ..., or two for two stages, A + B.",
+            "auto",
+        ),
+        flag("--init", "STUDENT", "A student that is trained further; by default it starts at the model's weights."),
         flag("--minutes", float, "Minutes of training.", 5.0),
         flag("-o --out", "FOLDER", "The run folder; by default runs/NAME-distilled."),
         flag(

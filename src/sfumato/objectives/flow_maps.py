@@ -190,8 +190,10 @@ class MapLoss(TaughtLoss, abc.ABC):
         return teacher if teacher.process.schedule == schedule else Rescheduled(teacher, schedule)
 
     def begun(self, model: Any) -> FlowMap:
-        if isinstance(model, FlowMap):
-            return model
+        if isinstance(model, FlowMap):  # a student that is trained further, perhaps for other calls
+            inner: Any = model.inner
+            same = (model.calls, model.gamma) == (self.calls, self.gamma)
+            return model if same else FlowMap(inner, self.calls, self.gamma)
         student = FlowMap.student(model, self.calls, self.gamma)
         student.spec = model.spec
         return student

@@ -3,7 +3,7 @@
     x = X(z_t, t, 0),   z_m = x under noise of the level m,   d = D_x(z_m) - D(z_m)
 
 D is the teacher's E[x | z] and D_x that of the map's samples, which a second player learns: a denoiser that starts as
-the student and is trained on its samples. d = 0 at all levels if and only if both laws are one. No paths are compared,
+the teacher and is trained on its samples. d = 0 at all levels if and only if both laws are one. No paths are compared,
 so that a sample may end elsewhere than the teacher's ODE leads it. The same holds for ends between noise and data,
 X(z_t, t, s), which the process itself takes to the levels m above s.
 
@@ -24,11 +24,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from sfumato import flow_map, noise
+from sfumato import flow_map, noise, trees
 from sfumato.belief import Estimate, broadcast
-from sfumato.compose import Rescheduled
+from sfumato.compose import Rescheduled, Wrapped
 from sfumato.errors import SfumatoError, whole
 from sfumato.flow_map import UNTIL, FlowMap, angle, heard
+from sfumato.model import Denoiser
 from sfumato.noise import Noise
 from sfumato.objectives.flow_maps import MapLoss, Path, moved, square
 from sfumato.objectives.taught import Teacher
@@ -72,28 +73,46 @@ class LawLoss(MapLoss):
         self.free, self.walked, self.gamma = 0.0, (1,) if gamma else self.calls, float(gamma)
         self.watched = None  # samples may leave the teacher's paths
         self.fake: Any = None
+        self._made: dict[tuple[int, ...], Tensor] = {}  # the student's samples of a step
 
     def suits(self, model: Any) -> None:
         super().suits(model)
         if self.teacher is None:
             raise SfumatoError("The law of a student's samples is compared with a teacher's: pass teacher=.")
         if self.fake is None:
-            self.fake = copy.deepcopy(model.inner).requires_grad_(True)
+            self.fake = copy.deepcopy(self._beginning(model)).requires_grad_(True)
+
+    def _beginning(self, model: FlowMap) -> Any:
+        """The denoiser that the player starts as: the teacher's, or the student's where that hears more."""
+        first, own = self.teacher, model.inner
+        while isinstance(first, Wrapped):
+            first = first.inner
+        if not isinstance(first, Denoiser) or not isinstance(own, Denoiser):
+            return own
+        found: Any = FlowMap.student(first).inner
+        return found if trees.tree(found.net) == trees.tree(own.net) else own
 
     def players(self) -> Iterable[nn.Parameter]:
         return self.fake.parameters()
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
-        z, m, clean = self.noised(model, path, self.samples(model, path), 0)
+        x = self.samples(model, path)
+        self._made[_numbers(path)] = x.detach()
+        z, m, clean = self.noised(model, path, x, 0)
         return self.difference(model, path, clean, z, m)
 
     def player_losses(self, model: FlowMap, batch: Any) -> Tensor:
         """|F_fake(z_m) - F(z_m; x)|^2 / D of the student's samples, (B,)."""
         path, _ = self.paths(model, batch)
+        made = None if self.turn else self._made.pop(_numbers(path), None)  # those of this step, at no second call
         with torch.no_grad():
-            z, m, clean = self.noised(model, path, self.samples(model, path), _FAKE + 2 * self.turn)
+            x = self.samples(model, path) if made is None else made
+            z, m, clean = self.noised(model, path, x, _FAKE + 2 * self.turn)
             target = Estimate(z, m, model.process.schedule, x=clean, sigma_data=model.process.sigma_data).F
         return square(self.imitated(model, path, z, m).F - target)
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        self._made.clear()
 
     def samples(self, model: FlowMap, path: Path) -> Tensor:
         """x = X(z_t, t, s), like z."""
@@ -129,6 +148,11 @@ class LawLoss(MapLoss):
             known = self.guide(model, z)(z, m, **path.cond).x
             d = self.imitated(model, path, z, m).x - known
         return square(x - (x - d).detach()) / 2
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    assert path.number is not None
+    return tuple(path.number.tolist())
 
 
 def carried(process: Any, path: Path, x: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,12 +20,13 @@ from sfumato.sampling import sample
 from sfumato.training.session import Hook, Session
 
 FINE = 64  # steps of the solve that distances are measured from
-SHOWN = 256  # noises of a distance
+SHOWN, LARGE = 256, 64  # noises of a distance, and of samples of as many numbers and more
 CALLS = (1, 2, 4, 8)
+FIRST = "paths"  # in the folder of a student in two stages, the run of the first
 
 
 class Rung(NamedTuple):
-    """The distance of SHOWN samples from the teacher's fine solve on the same noise, at one number of calls.
+    """The distance of `shown` samples from the teacher's fine solve on the same noise, at one number of calls.
 
     calls; how: "student", "default" or the name of the teacher's stored plan; rms: root mean square difference, in
     standard deviations of the data.
@@ -33,6 +35,11 @@ class Rung(NamedTuple):
     calls: int
     how: str
     rms: float
+
+
+def shown(model: Any) -> int:
+    """The number of samples of a distance; of large ones fewer say as much, and cost more."""
+    return LARGE if math.prod(getattr(model, "shape", None) or (1,)) >= LARGE else SHOWN
 
 
 def in_turn(teacher: Any, count: int) -> dict[str, Any]:
@@ -60,12 +67,13 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     student, the teacher's default solver, and the plans stored in its file.
 
     The solution is the teacher's own, by FINE steps of Heun's method. cond: conditions, one value or one for each of
-    the SHOWN samples; by default each class in its turn.
+    the `shown` samples; by default each class in its turn.
     """
-    cond = cond or in_turn(teacher, SHOWN)
+    number = shown(teacher)
+    cond = cond or in_turn(teacher, number)
 
     def states(model: Any, steps: int, solver: Any = None) -> Tensor:
-        found: Tensor = sample(model, SHOWN, steps, solver, seed, normalised=True, cond=cond)
+        found: Tensor = sample(model, number, steps, solver, seed, normalised=True, cond=cond)
         return found.double()
 
     fine = states(teacher, FINE, "heun")
@@ -109,12 +117,14 @@ class Climb(Hook):
         teacher, model = getattr(session.state.loss, "teacher", None), session.state.best
         if teacher is None or not isinstance(model, FlowMap) or not session.world.leads:
             return
+        if session.path.name == FIRST:  # another stage follows
+            return
         if set(declared(teacher) or {}) - set(in_turn(teacher, SHOWN)):  # conditions whose values only data have
             return
         student = serialization.load(session.path, device=model.device)  # as it is used, in float32
         with session.state.spending("ladder"):
             rungs = ladder(student, teacher, sorted({*CALLS, *student.calls}))
-        facts = {"fine_steps": FINE, "samples": SHOWN, "rungs": [rung._asdict() for rung in rungs]}
+        facts = {"fine_steps": FINE, "samples": shown(teacher), "rungs": [rung._asdict() for rung in rungs]}
         at = ", ".join(f"{scale:g}" for scale in scales(teacher))
         said = advice(rungs) + (f" Compared at a guidance of {at} in turn." if at else "")
         write_text(session.path / report.LADDER, json.dumps(facts | {"advice": said}, indent=1) + "\n")

@@ -1,9 +1,10 @@
-"""Train and resume: one model, an autoencoder and then the denoiser of its codes, a cascade, or an unCLIP pair, in one
-run folder.
+"""Train and resume: one model, an autoencoder and then the denoiser of its codes, a cascade, an unCLIP pair, or a
+student in two stages, in one run folder.
 
 RUN/autoencoder/    the run of the autoencoder, or the file of a given one, and the codes of the data
 RUN/size_16/        the run of the first stage of a cascade, of size 16; the stages between likewise
 RUN/embedding/      the embedder of an unCLIP pair, and the embeddings of the data; RUN/prior/, the run of the prior
+RUN/paths/          the run of the first stage of a student, which the second goes on from
 RUN/                the run of the denoiser, or of the last stage; its model file holds all stages
 """
 
@@ -31,6 +32,7 @@ from sfumato.training import run as single
 from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_yaml
 from sfumato.training.console import Console
+from sfumato.training.ladder import FIRST
 from sfumato.training.parts import separate
 from sfumato.training.run import Interrupted, Run
 from sfumato.training.session import Session
@@ -122,6 +124,8 @@ def resume(
     """
     path, modules, how = folder.existing(run), tuple(modules), dict[str, Any](console=console, on_start=on_start)
     place = path / AUTOENCODER
+    if (path / FIRST).is_dir() and not folder.found(path):
+        return _student(path, data, labels, modules, how, changes)
     if (path / PRIOR).is_dir():
         return _resumed_unclip(path, data, labels, modules, how, changed, changes)
     if any(path.glob(SIZE.format("*"))):
@@ -280,6 +284,42 @@ def _unclip(
     elif not _complete(place):
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
     return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
+
+
+def student(
+    path: Path, first: dict[str, Any], last: dict[str, Any], data: Any, labels: Any, how: dict[str, Any]
+) -> Run:  # fmt: skip
+    """Train a student in two stages, whose settings these are; the last begins at what the first ends with."""
+    with joined(device_of(last.get("device", "auto"))) as world:
+        for place, settings in ((path / FIRST, first), (path, {**last, "init": str(path / FIRST)})):
+            chosen, _ = single.in_words(data, place, labels, settings)
+            world.broadcast_result(partial(_written_down, place, chosen))
+    return _student(path, data, labels, (), how, {})
+
+
+def _written_down(place: Path, chosen: TrainConfig) -> None:
+    place.mkdir(exist_ok=True)
+    write_text(place / "config.yaml", chosen.to_yaml())
+
+
+def _student(
+    path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changes: dict[str, Any]
+) -> Run:  # fmt: skip
+    """Train what is not yet trained of a student in two stages."""
+    place, usual = path / FIRST, TrainConfig()
+
+    def new(place: Path, changes: dict[str, Any]) -> Run:
+        chosen = from_yaml(str(place / "config.yaml"))
+        own = {name: each for name, each in chosen.to_dict().items() if each != getattr(usual, name)}
+        own = {name: each for name, each in own.items() if name not in ("data", "out", "labels")}
+        x, y = chosen.data if data is None else data, chosen.labels if labels is None else labels
+        return single.train(x, place, y, modules=modules, **how, **{**own, **changes})
+
+    if not folder.found(place):
+        _stage(path, partial(new, place, {}), how["console"])
+    elif not _complete(place):
+        _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
+    return new(path, {**changes, "init": str(place)})
 
 
 def _paired(path: Path, run: Run) -> Run:

@@ -1,0 +1,126 @@
+"""Direct distillation on paths of the teacher that are kept: walked once, learned from again and again.
+
+    w_k = z_k / S_k at theta_k = (1 - k / K) theta_0,   z_0 noise, z_k the teacher's solution of the ODE
+    loss = |F(z_k, t_k, t_l) - (w_l - w_k) / (theta_k - theta_l)|^2 / D,   k < l
+
+A step then costs no call of the teacher, and targets are not the student's own. Path j starts at the noise of sample j
+of the seed, under the conditions of the run's sample j, and is walked where that sample first occurs.
+Source: Luhman and Luhman 2021 (2101.02388), from stored pairs of noise and sample; here from all states between, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from sfumato import flow_map, noise
+from sfumato.belief import broadcast
+from sfumato.conditions import Conditions, Given
+from sfumato.errors import SfumatoError, whole
+from sfumato.flow_map import FlowMap, angle, unit
+from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, moved, square, step
+from sfumato.objectives.taught import Teacher
+from sfumato.registry import register
+from sfumato.state import numbers_like
+
+
+@register("loss", "path-distillation")
+@final
+class PathDistillation(MapLoss):
+    """|F(z_k, t_k, t_l) - (w_l - w_k) / (theta_k - theta_l)|^2 / D on kept paths of the teacher.
+
+    paths: how many are kept, in memory and in checkpoints; more of them are learned less by heart. steps: K, of Heun's
+    method, between which states are kept. calls: every second pair of states is a step of one of these numbers of
+    equal calls, as far as they divide K; the others are any two.
+    """
+
+    def __init__(
+        self, teacher: Teacher | None = None, paths: int = 1024, steps: int = 8, calls: tuple[int, ...] = CALLS,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(teacher, diagonal=0.0, calls=calls, seed=seed)
+        self.count, self.steps = whole("paths", paths, least=1), whole("steps", steps, least=1)
+        self._kept: dict[str, Tensor] = {}  # "w" (paths, K + 1, ...), "known" (paths,), conditions and their presence
+
+    def suits(self, model: Any) -> None:
+        super().suits(model)
+        if self.teacher is None:
+            raise SfumatoError("The paths are a teacher's: pass teacher=.")
+
+    def losses(self, model: FlowMap, batch: Any) -> Tensor:
+        if batch.world.size > 1:
+            raise SfumatoError("Paths are kept in one process: take direct-distillation in several.")
+        which = batch.index % self.count
+        fresh = ~self._kept["known"][which] if self._kept else torch.ones(len(which), dtype=torch.bool)
+        if bool(fresh.any()):
+            self._walk(model, which[fresh], batch.cond.rows(torch.nonzero(fresh)[:, 0]), batch.x[fresh])
+        k, end = self._ends(batch.index)
+        w, cond = self._kept["w"], self._conditions(which)
+        first, last = (w[which, at].to(batch.x) for at in (k, end))
+        theta, s_theta = (self._angle(model, at) for at in (k, end))
+        t, s = (flow_map.time(model.process, each) for each in (theta, s_theta))
+        z = first * broadcast(1 / _scale(model.process, t), first)
+        target = (last - first) / broadcast(theta - s_theta, first)
+        return square(model.mean(z, t, s, **cond.to(z.device)) - target)
+
+    def error(self, model: FlowMap, path: Path) -> Tensor:
+        raise NotImplementedError  # `losses` takes its paths from the kept ones
+
+    def _angle(self, model: FlowMap, k: Tensor) -> Tensor:
+        return angle(model.process, 1.0) * (1 - k.double() / self.steps)
+
+    def _ends(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, l), int64 (B,), of the two states of each sample of the run."""
+        u = noise.uniform(self.seed, index, (4,), noise.TRAIN_TIME, dtype=torch.float64)
+        several = torch.tensor([each for each in self.calls if self.steps % each == 0] or [1])
+        calls = several[(u[:, 0] * len(several)).long()]
+        of_calls, long = (u[:, 1] * calls).long(), self.steps // calls
+        any_k = (u[:, 1] * self.steps).long()
+        any_end = any_k + 1 + (u[:, 2] * (self.steps - any_k)).long()
+        on_grid = u[:, 3] < 0.5
+        return torch.where(on_grid, of_calls * long, any_k), torch.where(on_grid, (of_calls + 1) * long, any_end)
+
+    @torch.no_grad()
+    def _walk(self, model: FlowMap, which: Tensor, cond: Conditions, like: Tensor) -> None:
+        """Walk these paths of the teacher, and keep them."""
+        process, teacher = model.process, self.guide(model, like)
+        t = torch.ones(len(which), dtype=torch.float64)
+        eps = numbers_like(noise.Noise(self.seed, which, noise.TRAIN_NOISE), like)
+        z = process.corrupt(torch.zeros_like(like), t, eps)
+        states = [unit(process, z, t)]
+        for k in range(1, self.steps + 1):
+            s = flow_map.time(process, self._angle(model, torch.full((len(which),), k)))
+            z, t = moved(process, z, t, s, step(teacher, z, t, s, **cond)), s
+            states.append(unit(process, z, t))
+        self._keep("w", which, torch.stack(states, 1).cpu())
+        for name in cond:
+            given = cond.given(name)
+            self._keep(f"cond.{name}", which, given.values.cpu())
+            self._keep(f"present.{name}", which, given.present.cpu())
+        self._keep("known", which, torch.ones(len(which), dtype=torch.bool))
+
+    def _keep(self, name: str, which: Tensor, value: Tensor) -> None:
+        held = self._kept.setdefault(name, value.new_zeros((self.count, *value.shape[1:])))
+        if held.shape[1:] != value.shape[1:]:
+            raise SfumatoError("Conditions of several lengths are not kept with a path: take direct-distillation.")
+        held[which] = value
+
+    def _conditions(self, which: Tensor) -> Conditions:
+        names = [name.removeprefix("cond.") for name in self._kept if name.startswith("cond.")]
+        return Conditions(
+            {each: Given(self._kept[f"cond.{each}"][which], self._kept[f"present.{each}"][which]) for each in names}
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self._kept)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self._kept = {name: value.clone() for name, value in tensors.items()}
+
+
+def _scale(process: Any, t: Tensor) -> Tensor:
+    """1 / S at the times t."""
+    return unit(process, torch.ones(len(t), 1, dtype=torch.float64), t)[:, 0]

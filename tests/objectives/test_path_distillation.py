@@ -1,0 +1,93 @@
+"""Paths of a teacher that are kept: the exact map is their fixed point, and the teacher walks each of them once."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato as sf
+from map_cases import LAW, ExactMap, batch
+from sfumato.conditions import Conditions
+from sfumato.distributed import ALONE
+from sfumato.flow_map import FlowMap
+from sfumato.objectives.path_distillation import PathDistillation
+from sfumato.training.console import Silent
+
+
+def samples(count: int, first: int = 0, **cond: Any) -> SimpleNamespace:
+    found = batch(LAW, count)
+    found.index, found.cond, found.world = found.index + first, Conditions(cond), ALONE
+    return found
+
+
+def test_the_exact_map_is_the_fixed_point() -> None:
+    """Up to the error of Heun's method, whose square falls sixteenfold as its steps double, whatever the schedules."""
+    exact: Any = ExactMap(LAW, sf.Gaussian("cosine"))
+    found = []
+    for steps in (16, 32, 64):
+        loss = PathDistillation(LAW.denoiser(sf.Gaussian("flow")), paths=16, steps=steps, calls=(1, 2, 4))
+        found.append(float(loss.losses(exact, samples(64)).mean()))
+    assert found[2] < 1e-6 and found[0] > 8 * found[1] > 64 * found[2]
+    doubled: Any = SimpleNamespace(process=exact.process, mean=lambda *args, **cond: 1.1 * exact.mean(*args, **cond))
+    assert float(loss.losses(doubled, samples(64)).mean()) > 1e-3, "and of no other map"
+
+
+class Counting:
+    """A teacher that says how many samples it was asked of, and with which labels."""
+
+    def __init__(self) -> None:
+        self.process, self.model = sf.Gaussian("flow"), LAW.denoiser(sf.Gaussian("flow"))
+        self.labels: list[torch.Tensor] = []
+
+    def __call__(self, z: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> sf.Estimate:
+        self.labels.append(label)
+        return self.model(z, t)
+
+
+def test_each_path_is_walked_once_under_its_own_conditions() -> None:
+    torch.manual_seed(0)
+    teacher, net = Counting(), sf.nets.MLP(2, 16, 1, classes=3)
+    model = FlowMap.student(sf.Denoiser(net, sf.Gaussian("flow", target="F")))
+    loss = PathDistillation(teacher, paths=8, steps=4)
+    label = torch.arange(8) % 3
+    first = loss.losses(model, samples(8, label=label))
+    assert len(teacher.labels) == 2 * 4 and all(torch.equal(each, label) for each in teacher.labels)
+    first.sum().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in model.net.parameters())
+    later = samples(8, 8, label=torch.zeros(8, dtype=torch.int64))
+    found = loss.losses(model, later)
+    assert len(teacher.labels) == 2 * 4 and torch.equal(loss._conditions(torch.arange(8))["label"], label)
+    again = PathDistillation(teacher, paths=8, steps=4)
+    again.load(loss.tensors())
+    parts = [samples(8, 8, label=later.cond["label"]) for _ in range(2)]
+    for part, rows in zip(parts, (slice(0, 3), slice(3, 8)), strict=True):
+        part.x, part.u, part.index, part.cond = part.x[rows], part.u[rows], part.index[rows], part.cond.rows(rows)
+    whole = torch.cat([again.losses(model, part) for part in parts])
+    assert torch.allclose(whole, found, atol=1e-6) and len(teacher.labels) == 2 * 4, "a checkpoint holds the paths"
+
+
+def test_mistakes() -> None:
+    model = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian("flow")))
+    with pytest.raises(sf.SfumatoError, match="teacher"):
+        PathDistillation().suits(model)
+    with pytest.raises(sf.SfumatoError, match="paths"):
+        PathDistillation(LAW.denoiser(sf.Gaussian("flow")), paths=0)
+    many = samples(4)
+    many.world = SimpleNamespace(size=2)
+    with pytest.raises(sf.SfumatoError, match="in one process"):
+        PathDistillation(LAW.denoiser(sf.Gaussian("flow"))).losses(model, many)
+
+
+def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
+    """Stopped before all its paths are walked."""
+    words = {"sample_every": 0, "snapshots": 0, "batch": 16, "console": Silent(), "precision": "float32"}
+    x = LAW.sample(256, 0).float()
+    file = sf.train(x, tmp_path / "teacher", net="MLP(width=16, depth=1)", steps=20, **words).path
+    how = {"method": "path-distillation(paths=48)", "calls": (1, 2), "decay": 0.0, "samples": 64, **words}
+    whole = sf.distill(file, tmp_path / "whole", steps=6, **how)
+    sf.distill(file, tmp_path / "parts", steps=2, **how)
+    parts = sf.resume(tmp_path / "parts", steps=6, console=Silent())
+    ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, parts))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
