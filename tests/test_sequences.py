@@ -298,6 +298,11 @@ def test_from_files_to_files(tmp_path, capsys):
     assert main([*sample, "--length", "4", "-o", f"{tmp_path}/made/"]) == 0
     equal = tmp_path / "equal.npz"
     assert main([*sample, "--length", "4", "-o", str(equal)]) == 0
+    gap = tmp_path / "gap.npz"
+    np.savez(gap, *[np.where(np.arange(len(one))[:, None] == 1, np.nan, one) for one in made[:4]])
+    capsys.readouterr()
+    assert main(["likelihood", run, str(gap), "-n", "2", "--steps", "2"]) == 2
+    assert "knows whole samples alone" in capsys.readouterr().err
     again = [one for key, one in np.load(equal).items() if key != "manifest"]
     assert [one.shape for one in again] == [(4, 2)] * 5 and data.open(equal).layout == "LC"
     same(data.open(equal), again)  # a file says how its sequences lie, though all are as long
@@ -344,6 +349,7 @@ def test_the_tools_of_a_run_take_sequences(tmp_path):
     assert sf.memorization(model, given, samples=16, steps=2).samples == 16
     assert bool(sf.log_prob(model, made[:4], steps=4).value.isfinite().all())
     refused("by the ODE alone", lambda: sf.log_prob(model, made[:4], "elbo"))
+    refused("no student in few steps", lambda: sf.distill(model, out=tmp_path / "student", steps=2))
     again = sf.train(shorter, tmp_path / "next", init=model, steps=2, **SMALL)
     assert again.denoiser.spec.lengths.steps[-1] == 6 and again.denoiser.spec.shape == (1, 9)
     plan = sf.forecast(given, net=net, steps=20, **{name: SMALL[name] for name in ("batch", "precision")})

@@ -122,6 +122,10 @@ def in_words(
     if len(losses) > 2:
         raise SfumatoError(f"A student is trained in one stage or in two, and {method!r:.80} names {len(losses)}.")
     refuse_latent(model, "Distillation")
+    of_lengths, of_tables = (getattr(model.spec, name, None) is not None for name in ("lengths", "table"))
+    if of_lengths or of_tables:
+        what = "tables" if of_tables else "sequences of several lengths"
+        raise SfumatoError(f"A model of {what} has no student in few steps: take fewer steps, sample(steps=...).")
     if is_range(guidance) and data is not None:
         raise SfumatoError("Only a teacher's samples have scales of guidance: leave data out, or give one scale.")
     if data is None:

@@ -1,5 +1,6 @@
 """Texts as conditions: words and their vocabulary, frozen encoders and their hash, in files and in training."""
 
+import io
 import json
 import shutil
 from importlib.util import find_spec
@@ -200,6 +201,13 @@ def test_many_captions_are_embedded_once(tmp_path, monkeypatch):
     assert torch.allclose(few, first[:3], atol=1e-5)
     with pytest.raises(AssertionError, match="loaded again"):
         made.encode(said[1:] + ["a cat"], len(said))
+    (kept,) = (tmp_path / "cache").rglob("*.npy")
+    nans = io.BytesIO()
+    np.save(nans, np.full(first.shape, np.nan, np.float32))
+    for spoilt in (b"junk", b"", nans.getvalue()):
+        kept.write_bytes(spoilt)
+        with pytest.raises(AssertionError, match="loaded again"):
+            made.encode(said, len(said))
     with pytest.raises(AssertionError, match="loaded again"):  # few are not worth it
         made.encode(said[:3], 3)
 

@@ -115,6 +115,9 @@ def test_zigzag_asks_for_one_plain_scale():
     for model in (pair, APG(pair, 2.0), guide(pair, {"label": 2.0})):
         with pytest.raises(sf.SfumatoError, match="sample sf.guide"):
             sf.sample(model, 2, 2, Zigzag(), label=0)
+    for low in ("a", None, float("nan")):
+        with pytest.raises(sf.SfumatoError, match="low of Zigzag is a finite number"):
+            Zigzag(low)
     assert Zigzag().plan(pair.process, 4).spent == 3 * 3 + 1  # calls
 
 

@@ -63,6 +63,12 @@ def test_figures_of_padded_samples():
     assert Autocorrelation()(ends, noise).value == pytest.approx(float(expected), abs=0.05)
 
 
+def test_lengths_are_not_those_of_vectors():
+    x = torch.zeros(8, 3)
+    with pytest.raises(SfumatoError, match="no steps"):
+        LawOfLengths()(x, x)
+
+
 def sets(count, seed=0):
     draw = np.random.default_rng(seed)
     return [draw.normal(size=(size, 2)).round(3) for size in draw.integers(3, 7, count)]

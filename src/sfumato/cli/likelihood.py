@@ -49,7 +49,7 @@ def likelihood(options: Any, voice: Voice) -> None:
         of_rows(denoiser, options, voice, started)
         return
     source = opened(options, spec)
-    if source.missing and not spec.missing:
+    if any(source.missing) and not any(spec.missing):
         raise SfumatoError(
             f"{source.name} has {source.gaps}, and the model knows whole samples alone: fill them, or leave them out"
         )

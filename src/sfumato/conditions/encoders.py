@@ -96,7 +96,11 @@ class Sentences:
         folder = _found(self.name, self.sha256)
         key = cache.identity(["texts", self.sha256, self.length, texts])
         if len(texts) >= _MANY and (entry := cache.find(key)) is not None:
-            return torch.from_numpy(entry.array("c"))
+            with suppress(OSError, ValueError):  # what cannot be read, or is no embedding, is embedded again
+                kept = torch.from_numpy(entry.array("c"))
+                if kept.shape == (len(texts), 1 + self.length, self.size) and kept.dtype == torch.float32:
+                    if bool(kept.isfinite().all()):
+                        return kept
         reader = reader_of(folder)
         found = torch.cat([reader.embed(texts[at : at + _BATCH], self.length) for at in range(0, len(texts), _BATCH)])
         if len(texts) >= _MANY:

@@ -98,7 +98,9 @@ def ragged(obj: Any) -> str:
     except ValueError:
         return "has an entry that is itself ragged: give each as an array of one shape"
     first = shapes[0]
-    number, other = next((i, shape) for i, shape in enumerate(shapes) if shape != first)
+    number, other = next(((i, shape) for i, shape in enumerate(shapes) if shape != first), (0, first))
+    if not number:
+        return f"has entries of shape {first}, which are no sequences of the layout that is known"
     both = f"has entries of several shapes, {first} and, number {number:,}, {other}"
     if len(first) == len(other) == 2:
         return f"{both}: sequences may differ in their steps alone, and have the same channels"

@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor
 
 from sfumato.belief import Estimate
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.guidance.guided import Guided
 from sfumato.solvers import Plan, Solver, grids
 from sfumato.solvers.build import Builder, ddim
@@ -31,13 +31,16 @@ class Zigzag(Solver):
     low: float = 0.0
     grid: grids.Grid = dataclasses.field(default_factory=grids.Uniform)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", finite("low of Zigzag", self.low))
+
     def build(self, b: Builder) -> Plan:
         for i, t in enumerate(b.nodes[:-1]):
             k, to = b.call(t), b.node(i + 1)
             if i == len(b.nodes) - 2:
                 b.advance(ddim(b.path[k], to, k))
             else:
-                b.jump(_Turn(float(self.low), b.path[k], to))
+                b.jump(_Turn(self.low, b.path[k], to))
         return b.plan(f"Zigzag(low={self.low:g})", 1)
 
 

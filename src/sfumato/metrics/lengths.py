@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sfumato.data.lengths import ends
+from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval
 from sfumato.metrics.channels import kolmogorov
 from sfumato.metrics.jackknife import jackknife
@@ -29,6 +30,8 @@ class LawOfLengths:
     space: ClassVar[str] = "fields"
 
     def __call__(self, x: Tensor, y: Tensor) -> Interval:
+        if x.ndim < 3:
+            raise SfumatoError("The metric lengths is of sequences and sets, and these samples have no steps.")
         ours, real = (ends(each).double() for each in (x.flatten(2), y.flatten(2)))
         return jackknife(lambda i, j: float(kolmogorov(ours[i][None], real[j][None])), len(x), len(y), most=1.0)
 
