@@ -173,6 +173,7 @@ sf.distill(sys.argv[1], sys.argv[2], steps=4, console=Silent(), **words)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_student_of_one(teacher: sf.Denoiser, tmp_path: Path) -> None:
     """The teacher's samples are drawn and written once, each process trains on its share, one writes the ladder."""
     file, script = sf.save(teacher, tmp_path / "teacher.safetensors"), tmp_path / "script.py"

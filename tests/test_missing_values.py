@@ -43,6 +43,7 @@ def refused(words, call):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_law_of_whole_samples_is_learned(tmp_path):
     """30 % of a Gaussian's values are missing: mean and covariance are those of whole samples, where samples that are
     filled with the mean have three quarters of the variances and half of the covariances."""

@@ -96,13 +96,14 @@ LIMITS = {
     "weightings": 0.01,
     "zero_terminal_snr": 0.05,
 }
+SLOW = {"text_to_image"}  # what it shows, tests/cli/test_captions shows in less time
 
 
 def test_every_recipe_has_a_limit():
     assert {path.stem for path in FOLDER.glob("*.py")} == set(LIMITS)
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LIMITS])
 def test_recipe(name, capsys):
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", FOLDER / f"{name}.py")
     recipe = importlib.util.module_from_spec(spec)

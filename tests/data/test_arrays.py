@@ -21,7 +21,7 @@ def test_a_numpy_array_and_its_file_give_the_same_source(tmp_path, dtype):
     for source in (data.open(x), data.open(tmp_path / "seven.npy"), data.open(str(tmp_path / "seven.npy"))):
         assert source.x.numpy().dtype == dtype and np.array_equal(source.x.numpy(), x)
         assert source.kind == "array" and source.labels is None and source.classes == []
-        assert source.ids == [str(i) for i in range(10)] and len(source) == 10
+        assert list(source.ids) == [str(i) for i in range(10)] and len(source) == 10
     assert source.name == "seven"
     assert "10 samples of shape (6,)" in source.notes[0]
 

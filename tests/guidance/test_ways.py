@@ -417,6 +417,7 @@ def test_a_student_of_guidance_has_loss_zero_where_it_answers_as_guidance_does()
         sf.denoising_loss(model, x, clean=GuidedTeacher(model), label=cond["label"])
 
 
+@pytest.mark.slow
 def test_a_network_learns_guidance_at_all_scales(tmp_path):
     """I2 distilled: at five scales it lies nearer to guidance than to its neighbours' by far, for half of the calls."""
     law = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.3)

@@ -113,6 +113,7 @@ def one_run(ours, theirs, steps):
     assert logs[0] == logs[1] and [step for step, _, _ in logs[0]] == list(range(1, steps + 1))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one_and_back(data, tmp_path):
     """The command line under torchrun: one folder, one voice; its checkpoint is any number of processes', in shards
     or whole, and its samples are those of one process."""

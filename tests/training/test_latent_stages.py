@@ -66,7 +66,7 @@ def test_one_command_trains_both_and_one_file_holds_them(whole, tmp_path) -> Non
     model = sf.load(tmp_path / "alone.safetensors")
     x = sf.sample(model, 8, 4)
     assert x.shape == (8, 6) and torch.equal(x, sf.sample(whole.denoiser, 8, 4))
-    assert torch.equal(x[2:5], sf.sample(model, index=[2, 3, 4], steps=4))
+    assert torch.allclose(x[2:5], sf.sample(model, index=[2, 3, 4], steps=4), atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
