@@ -78,13 +78,8 @@ class Clip(nn.Module):
 
     def __init__(self, weights: str, shape: Sequence[int], bounds: Sequence[float] | None) -> None:
         super().__init__()
-        if len(shape) != 3 or shape[0] not in (1, 3) or bounds is None:
-            raise SfumatoError(
-                "An image encoder takes grey or RGB pictures with known bounds, and the samples have the shape "
-                f"{tuple(shape)} and {'no' if bounds is None else 'known'} bounds: choose other features."
-            )
+        self.low, self.high = bounds_of_pictures("An image encoder takes", shape, bounds)
         place = Path(weights).expanduser()
-        self.low, self.high = map(float, bounds)
         try:
             config = _json(place / "config.json")
             told = _json(place / "preprocessor_config.json") if (place / "preprocessor_config.json").is_file() else {}
@@ -102,6 +97,17 @@ class Clip(nn.Module):
         shares = functional.interpolate(shares, side, mode="bicubic", antialias=True).clamp(0, 1)
         found = self.net((shares - self.get_buffer("image_mean")) / self.get_buffer("image_std"))
         return found / found.norm(dim=1, keepdim=True)
+
+
+def bounds_of_pictures(what: str, shape: Sequence[int], bounds: Sequence[float] | None) -> tuple[float, float]:
+    """(low, high) of pictures (C, H, W). Raises SfumatoError, beginning with `what`, for samples that are none."""
+    if len(shape) != 3 or shape[0] not in (1, 3) or bounds is None:
+        raise SfumatoError(
+            f"{what} grey or RGB pictures with known bounds, and the samples have the shape {tuple(shape)} and "
+            f"{'no' if bounds is None else 'known'} bounds: choose other features."
+        )
+    low, high = map(float, bounds)
+    return low, high
 
 
 def _json(path: Path) -> dict[str, Any]:

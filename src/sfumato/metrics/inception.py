@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sfumato.data.file_formats.torch_file import unpickled
 from sfumato.errors import SfumatoError
+from sfumato.features import bounds_of_pictures
 from sfumato.files import first_line, require_plain
 from sfumato.nets import inception
 from sfumato.registry import register
@@ -37,12 +38,7 @@ class Inception(nn.Module):
 
     def __init__(self, weights: str, shape: Sequence[int], bounds: Sequence[float] | None) -> None:
         super().__init__()
-        if len(shape) != 3 or shape[0] not in (1, 3) or bounds is None:
-            raise SfumatoError(
-                "Inception features are those of grey or RGB pictures with known bounds, and the samples have the "
-                f"shape {tuple(shape)} and {'no' if bounds is None else 'known'} bounds: choose other features."
-            )
-        self.low, self.high = map(float, bounds)
+        self.low, self.high = bounds_of_pictures("Inception features are those of", shape, bounds)
         with torch.device("meta"):
             self.net = inception.Inception()
         self.net.load_state_dict(fitted(self.net, weights), assign=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import serialization
+from sfumato import folder, serialization
 from sfumato.conditions import declared
 from sfumato.diagnostics import report
 from sfumato.files import remove, write_text
@@ -117,7 +117,7 @@ class Climb(Hook):
         teacher, model = getattr(session.state.loss, "teacher", None), session.state.best
         if teacher is None or not isinstance(model, FlowMap) or not session.world.leads:
             return
-        if session.path.name == FIRST:  # another stage follows
+        if session.path.name == FIRST and folder.is_run(session.path.parent):  # another stage follows
             return
         if set(declared(teacher) or {}) - set(in_turn(teacher, SHOWN)):  # conditions whose values only data have
             return

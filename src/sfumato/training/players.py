@@ -46,7 +46,7 @@ class Players:
             # the gradients of `losses` were scaled for a mean over the processes
             p.grad = world.all_reduce(grad if summed else grad / world.size)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1.0)
         if all(bool(p.grad.isfinite().all()) for p in self.parameters if p.grad is not None):
             self.optimizer.step()
 
