@@ -17,6 +17,18 @@ settings.load_profile("sfumato")
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is marked first(n), the cases after the first n are slow."""
+    seen = {}
+    for item in items:
+        for mark in item.iter_markers("first"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """What draws without a generator draws the same whichever tests came before, also for fixtures of a module."""
     import torch

@@ -101,6 +101,7 @@ class Stops(Silent):
         self.at = session.path.name
 
 
+@pytest.mark.slow
 def test_a_student_in_two_stages_goes_on_with_the_one_that_was_stopped(teacher: sf.Denoiser, tmp_path: Path) -> None:
     words = {"calls": (1, 2), "decay": 0.0, "steps": 20, **SHORT}
     words["method"] = "trajectory-consistency(cut=0.3) + distribution-matching(turns=1)"
@@ -121,6 +122,7 @@ def test_a_student_in_two_stages_goes_on_with_the_one_that_was_stopped(teacher: 
     assert all(torch.equal(ours[name], theirs[name]) for name in ours), "a run from the first stage's file"
 
 
+@pytest.mark.slow
 def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: Path) -> None:
     """Its data have a column of scales; its samples follow the guided teacher at each, and without one the plain."""
     words = {**SHORT, "samples": 512, "batch": 64}

@@ -96,7 +96,8 @@ LIMITS = {
     "weightings": 0.01,
     "zero_terminal_snr": 0.05,
 }
-SLOW = {"text_to_image"}  # what it shows, tests/cli/test_captions shows in less time
+# what they show, tests of their rooms show in less time
+SLOW = {"conditions", "continuous_flow", "distillation", "policy", "rewards", "sequences", "text_to_image", "tuned"}
 
 
 def test_every_recipe_has_a_limit():

@@ -63,6 +63,7 @@ def fault_of(solver, **options):
     return " ".join(found.faults)
 
 
+@pytest.mark.slow
 def test_a_user_function_of_order_two_passes():
     found = certify(two_m(), order=2, calls=1, quick=True)
     assert found.passed, found.faults
@@ -146,6 +147,7 @@ def test_a_shifted_start_is_flagged():
     assert "steps do not join" in fault_of(Spoilt(displaced))
 
 
+@pytest.mark.slow
 def test_a_call_too_many_is_flagged():
     def wasteful(model, z, t, s, state):
         if state is None:
@@ -166,6 +168,7 @@ def test_a_call_too_many_is_flagged():
     assert fault_of(twice_first, calls=lambda steps: steps + 1) == ""
 
 
+@pytest.mark.slow
 def test_noise_of_the_wrong_size_is_flagged():
     """In a plan by its exact moments, in a function by many samples."""
 
@@ -213,6 +216,7 @@ def test_what_does_not_repeat_is_flagged():
 # -- one plan ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("curve", [Cosine(), VE()], ids=["cosine", "VE"])
 def test_a_plan_is_certified_on_its_own_levels(curve):
     plan = Multistep(2).plan(curve, 12)

@@ -30,6 +30,7 @@ OF_SYMBOLS = [name for name in NAMES if isinstance(NAMES[name](), SymbolSolver)]
 NAMED = [name for name in NAMES if name not in ("adaptive", "ddpm-learned", "map", *OF_SYMBOLS)]
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize("name", NAMED)
 def test_every_name_is_certified(name):
     found = certify(NAMES[name](), name=name, calls=CALLS.get(name, 1), schedules={"VP": LinearBeta()}, quick=True)

@@ -185,6 +185,7 @@ def test_classes_and_conditions_together(call, workplace):
         assert status == 0 and np.isfinite(json.loads(out)["nats"]), words
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("form", ["folder", "file", "dict"])
 def test_from_data_to_samples(call, workplace, form):
     """A folder with metadata.csv, an .npz with keys of floats, a dict in Python: trained, stopped, resumed, sampled."""

@@ -135,6 +135,7 @@ blocks += [torch.ones(2**24) for _ in range(8)]  # after the block there is no l
 """
 
 
+@pytest.mark.slow
 @LINUX
 def test_memory_that_is_not_there_is_an_error_that_can_be_answered():
     """256 MiB in blocks of 16, and again once memory was given back, half a gigabyte for what is needed beside it."""

@@ -47,6 +47,7 @@ def done() -> bool:
     return sf.load("run").provenance["steps"] == 200 and Path("run/report.json").exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_its_reader_has_read_enough():
     """sfumato train --json | head -1"""
     with subprocess.Popen([*COMMAND, *TRAIN, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
@@ -56,6 +57,7 @@ def test_training_goes_on_when_its_reader_has_read_enough():
     assert done()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("where", ["2>&-", ">&- 2>&- <&-"])
 def test_training_goes_on_without_streams(where):
     words = ["sh", "-c", f'exec "$@" {where}', "sh", *COMMAND, *TRAIN]
@@ -70,6 +72,7 @@ def test_a_result_that_cannot_be_written_is_one_sentence():
     assert ran.stderr == b"sfumato: error: The output cannot be written: no space left on device.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's file that is always full")
 def test_training_goes_on_when_the_disk_of_its_log_is_full():
     with open("/dev/full", "w") as full:
@@ -83,6 +86,7 @@ def test_other_commands_end_quietly_with_their_reader():
         assert run.wait() == 0 and run.stderr.read() == b""
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT", "SIGUSR1"])
 def test_two_signals_save_once_after_a_whole_step(name):
     with endless() as run:
@@ -95,6 +99,7 @@ def test_two_signals_save_once_after_a_whole_step(name):
     assert newest_step(Path("run")) >= 10 and sf.load("run").provenance["steps"] == newest_step(Path("run"))
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_saves_the_run():
     """The system then sends SIGHUP, and every write to the terminal fails."""
     child, terminal = pty.fork()

@@ -54,6 +54,7 @@ def test_from_data_to_samples_in_another_process_with_the_data_gone(call, workpl
     assert "2 classes: dark, light" in call("info", "kept.safetensors")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a limit to memory is Linux's")
 def test_where_memory_does_not_suffice_parts_are_halved_and_the_run_goes_on(workplace):
     """A real limit on a real process: 2,048 samples at once need more than the half gigabyte that is free."""

@@ -264,6 +264,7 @@ def run(tmp_path_factory):
     return sf.train({"x": x.numpy(), "caption": captions}, tmp_path_factory.mktemp("text") / "run", **QUICK)
 
 
+@pytest.mark.slow
 def test_captions_that_are_words_for_classes_learn_the_classes(run):
     model = sf.load(run.path)
     for name, mean in zip(NAMES, MEANS, strict=True):

@@ -43,6 +43,7 @@ def test_exact_pictures_violate_nothing_and_a_shrunk_one_is_found():
     assert all(abs(one.value - 1 / 9) < 4 * one.stderr for one in found.findings["slope"].value)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_is_found(name):
     found = sf.audit(Faulty(FAULTS[name]), LAW, bins=BINS, samples=8192)

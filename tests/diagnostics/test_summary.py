@@ -94,6 +94,7 @@ def test_a_run_without_a_hold_out(tmp_path):
     assert any("no loss on unseen samples" in line for line in console.said)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("classes", [0, 3])
 def test_evaluation_costs_five_per_cent_of_a_run_at_most(tmp_path, monkeypatch, classes):
     """Validations, gradients, both grids and the search for copies, counted in samples that pass the network."""

@@ -35,6 +35,7 @@ def test_variance_is_that_of_theory(name):
     assert float(found.value.mean() - law.log_prob(x[:1])) == pytest.approx(0, abs=4 * (true / 6000) ** 0.5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", PROBES)
 def test_the_interval_covers_the_truth(name):
     """Of 1,000 points 93 to 97 % lie within the stated 95 % interval."""
@@ -55,6 +56,7 @@ def test_deflation_leaves_little_to_the_probes():
     assert float((deflated.value - exact).square().mean()) < float((plain.value - exact).square().mean()) / 9
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", PROBES)
 def test_no_estimate_is_biased(name):
     """The mean over many seeds is the exact trace's, within 4 standard errors."""

@@ -105,6 +105,7 @@ class Optimal:
         return MIXTURE.denoiser(self.process)(z, t)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("curve", "weight"),
     [(LogLinear(-8.0, 8.0), weights.sigmoid()), (Cosine(), weights.elbo())],

@@ -306,6 +306,7 @@ LEARNED = {
 CONFIG = TrainConfig(steps=220, batch=256, precision="float32", ema=0.0, lr=5e-3)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_network_learns_by_every_name(name: str) -> None:
     """Its samples come within a distance of the table that independent symbols do not reach."""

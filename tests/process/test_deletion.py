@@ -193,7 +193,8 @@ def test_what_are_no_strings_is_refused() -> None:
     assert from_config(process.config()) == process
 
 
-@pytest.mark.parametrize("net", ["Transformer(width=32, depth=1)", "MLP(width=32, depth=1)"])
+@pytest.mark.first(1)
+@pytest.mark.parametrize("net", ["MLP(width=32, depth=1)", "Transformer(width=32, depth=1)"])
 def test_a_network_learns_strings(net: str, tmp_path) -> None:
     """Words of up to three symbols, of which the lengths are far from those of independent symbols."""
     truth = Strings({(): 0.1, (0, 1): 0.3, (1, 1, 0): 0.3, (0,): 0.05, (0, 0, 1): 0.25}, 2)

@@ -244,6 +244,7 @@ def trained(process, steps=300):
     return model
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("codebook", "row"),
     [("bits", "other"), ("simplex", "x"), ("random", "other"), ("learned", "other"), ("learned", "x")],

@@ -91,6 +91,7 @@ def test_every_part_has_noise_of_its_own_and_its_own_loss() -> None:
     assert torch.allclose(whole, parts[0] + parts[1], rtol=2e-3) and bool((parts[1] > 0).any())
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["masked", "embedded"])
 def test_a_table_of_numbers_and_symbols_trains_and_samples(name: str) -> None:
     """fit on (N, 2): a network learns the joint law, its bound comes near the entropy, and samples are a table."""

@@ -102,6 +102,7 @@ def second(x):
 """
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("calls, said", [(2, "step 8 is saved: sfumato resume"), (3, "lacks alignment.json alone")])
 def test_a_reward_that_fails_loses_nothing(path: Path, tmp_path: Path, calls: int, said: str) -> None:
     """Rewards of rounds at steps 0, 4 and 8, and of the report: the run goes on to the same weights and report."""

@@ -45,6 +45,7 @@ def test_at_the_reference_dpo_is_log_two_and_its_gradient_the_true_one() -> None
     assert torch.allclose(Preferred(copy.deepcopy(model), pairs, "kto").losses(model, batch(0, 8)), torch.ones(8))
 
 
+@pytest.mark.slow
 def test_dpo_finds_the_tilt_and_the_flow_weight_contracts() -> None:
     model = policy([0.0])
     pairs = pairs_of(model, 20_000)
@@ -108,6 +109,7 @@ def test_reward_weighted_regression_is_the_tilts_denoiser() -> None:
     assert effective(weights) / 4096 == pytest.approx(share, abs=0.03)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("clip, each", [(0.2, False), (None, False), (0.2, True)])
 def test_policy_gradients_of_the_elbo_find_the_tilt(clip: float | None, each: bool) -> None:
     reference = policy([0.0])
@@ -214,6 +216,7 @@ def test_both_modes_stay() -> None:
     assert 0.1 < float((x < -1).float().mean()) < 0.4 and float((x > 1).float().mean()) > 0.6
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", [RewardWeighted, FlowPolicy])
 def test_symbols_find_the_tilt(kind: type) -> None:
     """One masked symbol of three, uniform at first: e^r / sum e^r."""

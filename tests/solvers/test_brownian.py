@@ -146,6 +146,7 @@ def distances(solver, schedule, counts, brownian):
     return [float((a - b).norm(dim=1).mean()) for a, b in itertools.pairwise(drawn)]
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_with_more_steps_a_seed_tends_to_one_picture(name):
     """Strong convergence: the distance of n from 4 n steps falls at least like n^-1/2; with fresh noise it stays."""
@@ -155,6 +156,7 @@ def test_with_more_steps_a_seed_tends_to_one_picture(name):
     assert distances(SOLVERS[name], LinearBeta(), counts[1:], brownian=False)[0] > 0.3
 
 
+@pytest.mark.slow
 def test_every_schedule_has_the_same_picture():
     """From the same noise level on, VP, VE and the flow path lead a seed to the same place."""
     law, steps = mixture(), 200

@@ -75,6 +75,7 @@ def test_the_eta_family_reproduces_the_mixture(eta, curve):
     assert p_value(plan, CURVES[curve]) > 1e-3
 
 
+@pytest.mark.first(16)
 @pytest.mark.parametrize("curve", ["vp", "ve", "flow"])
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_every_stochastic_solver_reproduces_the_mixture(name, curve):

@@ -43,6 +43,7 @@ def slope(solver, curve, steps=(48, 96), start=-5.0):
     return math.log2(coarse / fine) / math.log2(steps[1] / steps[0])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("curve", CURVES)
 @every(name=DETERMINISTIC)
 def test_order_is_as_declared(name, curve):

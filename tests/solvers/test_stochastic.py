@@ -79,6 +79,7 @@ def run(plan, schedule, n=4):
 # -- structure ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("curve", STRUCTURE)
 @every(name=[*SOLVERS])
 def test_tables_are_finite_and_as_declared(name, curve):
@@ -102,6 +103,7 @@ def test_tables_are_finite_and_as_declared(name, curve):
 LONG = ("euler_maruyama", "sa_33")
 
 
+@pytest.mark.first(9)
 @pytest.mark.parametrize("curve", STRUCTURE)
 @pytest.mark.parametrize("steps", [50, 1000])
 def test_many_steps_are_finite(curve, steps):
@@ -167,6 +169,7 @@ ORDERS = {
 ORDERS = {name: (once(solver), order) for name, (solver, order) in ORDERS.items()}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("curve", ["cosine", "vp", "flow"])
 @every(name=[*ORDERS])
 def test_weak_order_by_exact_moments(name, curve):
@@ -219,7 +222,7 @@ def test_beta_is_exact_for_standard_normal_data(curve):
         assert variance == pytest.approx(marginal(schedule, 0.2, 0.0, 1.0)[1], rel=1e-9)
 
 
-@every(curve=[*STRUCTURE], steps=[1, 2, 5, 1000])
+@every(curve=[*STRUCTURE], steps=[1, 2, 5, 200])
 def test_the_optimal_variance_is_exact_on_gaussians(curve, steps):
     """From the law of z_1 to N(0.7, 0.3), mean and variance to rounding (2201.06503, Theorem 1)."""
     schedule = STRUCTURE[curve]

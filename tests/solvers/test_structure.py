@@ -107,6 +107,7 @@ def check_table(plan, schedule):
         assert point == tuple(float(c) for c in schedule(t)), "a step stands where the schedule is not"
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("curve", STRUCTURE)
 @every(name=[*SOLVERS])
 def test_runs_are_what_the_plan_says(name, curve):
@@ -121,6 +122,7 @@ def test_calls_are_exactly_those_promised(name, curve):
         assert plan.calls == CASES[name][1](steps)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("curve", STRUCTURE)
 @every(name=[*SOLVERS])
 def test_tables_add_up(name, curve):
@@ -160,6 +162,7 @@ def test_a_constant_row_is_followed_exactly(name):
         torch.testing.assert_close(last.z, torch.full((1, 3), alpha * x + sigma * eps, dtype=F64), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("curve", STRUCTURE)
 def test_a_thousand_steps(curve):
     for name in ("ddpm", "multistep_2_flow"):

@@ -87,6 +87,7 @@ def interrupted(out: Path, *lines: int) -> int:
     return hook.count
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("every", [150, pytest.param(7, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_an_interrupt_at_any_line_of_a_step_leaves_no_half_of_it(tmp_path, whole, every, twice):

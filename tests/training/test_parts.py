@@ -38,6 +38,7 @@ def trained(config: TrainConfig, goal=None) -> tuple[State, list]:
     return state, lines
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("micro", [16, 8, 4, 3])
 @pytest.mark.parametrize("density", [None, "adaptive"])
 def test_accumulation_changes_nothing(micro, density):

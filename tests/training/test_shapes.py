@@ -54,6 +54,7 @@ def matrix(cases, folder):
         assert apart < 0.3, (shape, dtype)  # the same sample whatever the batch, up to bfloat16
 
 
+@pytest.mark.slow
 def test_shapes_and_dtypes(tmp_path):
     matrix(FAST, tmp_path)
 

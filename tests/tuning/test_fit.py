@@ -37,6 +37,7 @@ def work(solver, curve, dim=2, calls=4, n=12, batch=100, c2=0.05, t_stop=0.0):
     return Fit(model, plan, Range(curve, 1.0, t_stop), pairs, batch, c2)
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 @pytest.mark.parametrize("curve", [Flow(), VE(), Cosine()], ids=lambda c: type(c).__name__)
 def test_coefficients_are_the_plan_they_were_read_from(solver, curve):

@@ -34,6 +34,7 @@ def error(plan, model, z, exact):
     return float(gap.mean().sqrt()), float(gap.median().sqrt())
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("curve", [Flow(), VE(), EDM(), Cosine(), LinearBeta()], ids=lambda c: type(c).__name__)
 def test_half_the_error_of_every_untuned_plan_on_other_noise(curve):
     model = law().denoiser(Gaussian(curve))
@@ -48,6 +49,7 @@ def test_half_the_error_of_every_untuned_plan_on_other_noise(curve):
     assert found[1] == pytest.approx(plan.tuned["error"]["median"], rel=0.5)
 
 
+@pytest.mark.slow
 def test_never_worse_even_where_there_is_too_little_to_fit():
     """Eight points are far too few for so many numbers; on other noise the plan is still no worse than its start."""
     model = law().denoiser(Gaussian(Flow()))
@@ -131,6 +133,7 @@ def test_a_start_below_one_is_reached_by_the_flow():
     assert error(plan, model, z, exact)[0] < 0.6 * best
 
 
+@pytest.mark.slow
 def test_a_start_within_rounding_of_one_is_one():
     model, how = law().denoiser(Gaussian(Cosine())), {"t_stop": 0.1, "points": 32, "rounds": 2}
     near, at_one = (sf.tune(model, 3, t_start=t, **how) for t in (math.nextafter(1.0, 0.0), 1.0))

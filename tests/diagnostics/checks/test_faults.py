@@ -39,6 +39,7 @@ def test_a_healthy_run_is_given_no_code(name, tmp_path):
     assert not (tmp_path / "run/health.json").exists(), "and the run itself said nothing"
 
 
+@pytest.mark.slow
 def test_a_healthy_flow_map_is_given_no_code():
     x, denoiser = own_denoiser("F")
     own_loop(denoiser, x)

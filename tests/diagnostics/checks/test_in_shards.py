@@ -42,6 +42,7 @@ def alike(folder: Path, name: str, tmp: Path) -> None:
         assert one.what == other.what and one.evidence.keys() == other.evidence.keys()
 
 
+@pytest.mark.slow
 def test_faults_in_shards_are_named_alike(tmp_path):
     trained(tmp_path, "lr-high", "frozen")
     for name in ("lr-high", "frozen"):
