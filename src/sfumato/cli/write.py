@@ -17,7 +17,7 @@ from sfumato.conditions import Text
 from sfumato.data import DataSpec, file_format
 from sfumato.data.lengths import MANIFEST
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic, reason, write_text
+from sfumato.files import atomic, forsaken, reason, write_text
 
 OWN = (".png", ".npz", ".npy")
 OF_SEQUENCES = (".png", ".npz", ".parquet")
@@ -83,6 +83,8 @@ def check(out: str, kinds: Collection[str]) -> Path:
             pass
     except OSError as error:
         raise SfumatoError(f"{out} cannot be written: {nearest}: {reason(error)}") from None
+    if (place := path if folder else path.parent).is_dir():
+        forsaken(place, "*" if folder else path.name)
     return path
 
 
