@@ -153,7 +153,7 @@ def test_what_no_sample_has_is_missing_in_samples(tmp_path, recwarn):
     x[:, 0, 2] = x[:, 1, 4] = np.nan
     spec = DataSpec.fit(data.open(x))
     assert spec.unseen == (2, 9) and DataSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-    assert any("2 of the 10 values are missing in all" in line for line in spec.describe())
+    assert any("2 of the 10 values are missing in all of the training" in line for line in spec.describe())
     never = torch.tensor([[False] * 2 + [True] + [False] * 2, [False] * 4 + [True]])
     run = trained(x, tmp_path / "run", steps=2)
     made = sf.sample(run.denoiser, 30, steps=2)

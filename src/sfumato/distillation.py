@@ -84,7 +84,7 @@ def distill(
         path = world.broadcast_result(lambda: _made(out, f"{name}-distilled"))
         with reporting_to((console or Console()).count if world.leads else None):
             stages, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
-    how = {"console": console, "on_start": on_start}
+    how: dict[str, Any] = {"console": console, "on_start": on_start}
     if not all(isinstance(each, _WORDS) for settings in stages for each in settings.values()):
         return train(given, path, labels, **how, **stages[0])  # of objects, which no file keeps
     return student(path, stages, given, labels, how)

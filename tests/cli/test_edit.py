@@ -126,8 +126,8 @@ def test_an_edit_says_how_it_is_drawn_and_what_it_costs_and_counts_its_calls(cal
     np.save("x.npy", np.array([101.0, 99.0]))
     cheap = ("-n", 4, "-o", "out.npz")
     edits = {
-        ("--inpaint", "gaps.npy", "--particles", 32, "--steps", 5): ("SMC(twist='mmps'), 2 products", 32, "particles", 5),
-        ("--inpaint", "gaps.npy", "--method", "repaint(repeats=2)", "--steps", 3): ("RePaint(repeats=2)", 4, "samples", 5),
+        ("--inpaint", "gaps.npy", "--particles", 32, "--steps", 5): ("twist='mmps'), 2 products", 32, "particles", 5),
+        ("--inpaint", "gaps.npy", "--method", "repaint(repeats=2)", "--steps", 3): ("RePaint(rep", 4, "samples", 5),
         ("--denoise", "x.npy", "--method", "ddnm", "--steps", 3, "--solver", "heun"): ("DDNM", 4, "samples", 5),
         ("--from", "x.npy", "--steps", 3): ("From strength 0.6 by", 4, "samples", 3),
         ("--interpolate", "x.npy", "x.npy"): ("by the probability flow", 6, "samples", 256),

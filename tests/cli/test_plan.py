@@ -1,6 +1,7 @@
 """`plan`: a page, JSON, and mistakes; nothing is left."""
 
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from PIL import Image
 from sfumato import nets, progress
 from sfumato.cli.plan import between, duration, page, size, verdict
 from sfumato.errors import SfumatoWarning
-from sfumato.training import forecast
 from sfumato.training.config import TrainConfig
 from sfumato.training.forecast import Forecast, Range
 
@@ -33,7 +33,7 @@ def test_a_page_and_json_and_nothing_left(call, workplace):
 
 
 def test_both_stages_of_a_latent_model_are_in_one_table(call, workplace, monkeypatch):
-    monkeypatch.setattr(forecast, "_LEAST", 0.0)
+    monkeypatch.setattr(sys.modules["sfumato.training.forecast"], "_LEAST", 0.0)  # not the function
     np.save("x.npy", np.random.default_rng(0).normal(size=(60, 1, 8, 8)).astype(np.float32))
     net = "Autoencoder(latent=2, channels=(8, 16))"
     status, out, err = call("plan", "x.npy", "--autoencoder", net, *SMALL, "--steps", 10, "--json")

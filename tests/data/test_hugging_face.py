@@ -80,7 +80,7 @@ class Splits(dict):
 def test_odd_objects_in_the_place_of_a_data_set_are_one_sentence():
     for obj, words in {
         Odd(None): r"an Odd is no data set of `datasets` that can be read \(no such format\): give a dict",
-        Odd(np.zeros((3, 2))): "its rows are an ndarray",
+        Odd(np.zeros((3, 2))): "its rows are a ndarray",
         Odd({}): "no data set of `datasets` that can be read",
         Odd(pa.table({"x": [1.0, 2.0]})): "no data set of `datasets`",  # without the features of one
     }.items():

@@ -72,7 +72,8 @@ def test_choices_and_words_are_what_is_registered():
 
 def test_adapters_have_a_learning_rate_of_their_own(tmp_path):
     """Unless one is given; a file of settings says the same."""
-    assert from_dict({"init": "run", "lora": 8}).lr == 0.02 and from_dict({"init": "run"}).lr == TrainConfig().lr == 4e-3
+    assert from_dict({"init": "run", "lora": 8}).lr == 0.02
+    assert from_dict({"init": "run"}).lr == TrainConfig().lr == 4e-3
     assert from_dict({"init": "run", "lora": 8, "lr": 1e-3}).lr == 1e-3
     path = tmp_path / "settings.yaml"
     path.write_text("init: run\nlora: 8\n")

@@ -107,7 +107,7 @@ class _Counted(Wrapped):
 
     def __init__(self, inner: Any, count: Callable[[int], None]) -> None:
         super().__init__(inner)
-        self._count = count
+        self._count, self.two_times = count, getattr(inner, "two_times", False)
 
     def __call__(self, z: Any, t: Any, /, **cond: Any) -> Any:
         self._count(len(first_leaf(z)))

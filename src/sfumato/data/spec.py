@@ -117,8 +117,8 @@ class DataSpec:
             raise SfumatoError(f"a data spec of shape {self.shape} has another number of columns than its table")
         if len(self.missing) not in (0, len(self.normaliser.mean)):
             raise SfumatoError("a data spec needs the share of missing values of each channel, or none")
-        if self.unseen and not (self.missing and self.unseen[-1] < math.prod(self.shape)):
-            raise SfumatoError("a data spec has values missing in every sample, and its shape or shares say otherwise")
+        if self.unseen and not (self.missing and max(self.unseen) < math.prod(self.shape)):
+            raise SfumatoError("a data spec names values that are missing in every sample, and has no such values")
         if self.missing and MISSING in self.conditions:
             raise SfumatoError(f"a condition of data with missing values cannot be called {MISSING!r}: rename it")
         if self.lengths is not None and (
@@ -365,7 +365,8 @@ class DataSpec:
             lines.append(f"channel {c}: mean {m:.6g}{constant}.")
         lines += missing_words(self.missing)
         if self.unseen:
-            lines.append(f"{len(self.unseen):,} of the {math.prod(self.shape):,} values are missing in all: NaN in samples.")
+            every = f"{len(self.unseen):,} of the {math.prod(self.shape):,} values"
+            lines.append(f"{every} are missing in all of the training: samples have NaN there.")
         if self.classes:
             shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
             lines.append(f"{len(self.classes)} classes: {shown}.")

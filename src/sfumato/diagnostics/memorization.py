@@ -123,8 +123,8 @@ def memorization(
     model: a denoiser, or the path of a model file or run folder. data: its training data, as `sf.data.open` takes them,
     with the training's settings `labels` and `size`; split as in training, or the training set alone if `holdout` is
     unseen data. generated: samples to judge, in the units of the data, instead of new ones; of sequences a list.
-    samples: how many to draw, in `steps` steps, 10 unless said (a coupling flow in one call), by default unguided (the learned law),
-    with the conditions of their twins; where these are more than classes, a sample is not compared with its own twin,
+    samples: how many to draw, by default in 10 steps (a coupling flow in one call) and unguided (the learned law), with
+    the conditions of their twins; where these are more than classes, a sample is not compared with its own twin,
     which it should resemble. features: a map x (B, *shape) in the units of the data -> (B, F), in which to measure
     distances; by default these use all numbers, each divided by its channel's deviation.
 

@@ -113,7 +113,7 @@ class Reference:
         random; sequences, and samples beside whole data, as they are."""
         if self.source.layout or not self.source.missing:
             return x
-        gaps = self.source.x[self.rest].isnan()  # samples lack at least what all real ones do, or have gaps of their own
+        gaps = self.source.x[self.rest].isnan()  # which those of samples lie within, unless they are their own
         return x if bool((x.isnan() & ~gaps).any()) else torch.where(gaps, torch.nan, x)
 
     def _rows(self, rows: Tensor) -> Any:

@@ -186,7 +186,8 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
 
 def _of_latent(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Objects) -> Forecast:
     """The forecast of the denoiser, with that of its autoencoder, which is hardly trained here, before it."""
-    place, before, last = path / AUTOENCODER, (), chosen
+    place, last = path / AUTOENCODER, chosen
+    before: tuple[Forecast, ...] = ()
     if chosen.autoencoder is not None and stages.is_file(chosen.autoencoder):
         place.mkdir()
         shutil.copyfile(serialization.locate(chosen.autoencoder), place / serialization.FILE)
