@@ -103,23 +103,28 @@ def draw(edit: str, options: Any, denoiser: Any, origin: dict[str, Any], note: C
 
 
 class _Counted(Wrapped):
-    """The model, which counts the rows that it is called for."""
+    """The model, which calls `begun` first, and counts the rows that it is called for."""
 
-    def __init__(self, inner: Any, count: Callable[[int], None]) -> None:
+    def __init__(self, inner: Any, count: Callable[[int], None], begun: Callable[[], None]) -> None:
         super().__init__(inner)
-        self._count, self.two_times = count, getattr(inner, "two_times", False)
+        self._count, self._begun, self.two_times = count, begun, getattr(inner, "two_times", False)
+        self._idle = True
 
     def __call__(self, z: Any, t: Any, /, **cond: Any) -> Any:
+        if self._idle:
+            self._idle = False
+            self._begun()
         self._count(len(first_leaf(z)))
         return self.inner(z, t, **cond)
 
 
 @contextmanager
 def _costing(model: Any, what: str, rows: str, number: int, calls: int, note: Callable[[str], None]) -> Iterator[Any]:
-    """Say what is drawn how and at what cost, and yield the model, which counts its calls where progress is shown."""
-    note(f"{what}: {counted(calls, 'call')} for each of {number:,} {rows}.")
+    """Yield the model, which says at its first call, after all that is refused, what is drawn how and at what cost, and
+    counts its calls where progress is shown."""
     with counting("Calls of the model for a sample", number * calls) as count:
-        yield _Counted(model, count)
+        words = f"{what}: {counted(calls, 'call')} for each of {number:,} {rows}."
+        yield _Counted(model, count, lambda: note(words))
 
 
 def _variations(
@@ -151,15 +156,18 @@ def _by_stages(
     """Samples of the last stage, told by pictures what the stages before would say, and the facts."""
     how |= {"steps": options.steps, "solver": options.solver}
     plan = plans(model, options.steps, options.solver)[-1]
-    note(f"The last stage by {plan.name}: {counted(plan.spent, 'call')} for each of {how['n']:,} samples.")
-    more = {"steps": plan.steps, "solver": plan.name}
+    more, n = {"steps": plan.steps, "solver": plan.name}, how["n"]
+    said = f"The last stage by {plan.name}: {counted(plan.spent, 'call')} for each of {n:,} samples."
     if edit == "upscale":
-        return sample(model, low_resolution=_small(options.upscale, model, spec), **how), more
+        small = _small(options.upscale, model, spec)
+        note(said)
+        return sample(model, low_resolution=small, **how), more
+    x = [_sample(name, spec) for name in (options.interpolate or [options.variations])]
+    note(said)
     if edit == "variations":
-        return latents.variations(model, _sample(options.variations, spec), **how), more
-    a, b = (_sample(name, spec)[None] for name in options.interpolate)
-    n = max(how.pop("n"), 2)
-    return latents.interpolate(model, a, b, torch.linspace(0, 1, n).tolist(), **how)[:, 0], more
+        return latents.variations(model, x[0], **how), more
+    shares = torch.linspace(0, 1, max(how.pop("n"), 2)).tolist()
+    return latents.interpolate(model, x[0][None], x[1][None], shares, **how)[:, 0], more
 
 
 def _small(file: str, model: Any, spec: DataSpec) -> torch.Tensor:
