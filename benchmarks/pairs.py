@@ -13,6 +13,7 @@ Source: Tong et al. 2023 (2302.00482).
 
 from __future__ import annotations
 
+import abc
 import argparse
 import json
 import time
@@ -110,7 +111,7 @@ def path(speed: Callable[[Tensor, float], Tensor], z: Tensor) -> tuple[Tensor, f
     return z, energy
 
 
-class Run:
+class Run(abc.ABC):
     """One network and its training: `speed` is its velocity, `seconds` its processor time so far."""
 
     def __init__(self, seed: int) -> None:
@@ -119,12 +120,13 @@ class Run:
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-3)
 
+    @abc.abstractmethod
     def speed(self, z: Tensor, s: float) -> Tensor:
-        raise NotImplementedError
+        """The velocity at (z, s), like z."""
 
+    @abc.abstractmethod
     def error(self, x: Tensor, source: Tensor, index: Tensor) -> Tensor:
         """The loss of a batch."""
-        raise NotImplementedError
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Moons and Gaussians."""

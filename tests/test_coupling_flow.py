@@ -1,5 +1,8 @@
 """Coupling flows: invertible, with the determinant of their Jacobian, trained by the loop, measured and sampled."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +71,7 @@ def test_a_run_trains_one_and_it_is_measured_in_user_units(tmp_path):
     assert "coupling flow" in found.method
 
 
-def test_commands_judge_one_by_its_samples_and_its_likelihood(tmp_path, monkeypatch):
+def test_commands_judge_one_by_its_samples_and_its_likelihood(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     x = TRUTH.sample(400, 5).float()
     np.save("x.npy", x.numpy())
@@ -77,6 +80,8 @@ def test_commands_judge_one_by_its_samples_and_its_likelihood(tmp_path, monkeypa
         sample_every=0, snapshots=0, precision="float32", optimizer="adamw",
     )  # fmt: skip
     model = sf.load("run")
+    kept = json.loads(Path("run/report.json").read_text())  # the end of its training compares its samples
+    assert kept["memorisation"]["samples"] >= 16 and kept["memorisation"]["verdict"] == "none", kept["memorisation"]
     found = sf.metrics.evaluate("run", "x.npy", ["energy"], n=100)["energy"]
     assert found.protocol["sampler"] == "coupling flow" and found.protocol["calls"] == 1
     untrained = sf.metrics.evaluate(CouplingFlow(Couplings(2), model.spec), "x.npy", ["energy"], n=100)["energy"]
@@ -91,6 +96,9 @@ def test_commands_judge_one_by_its_samples_and_its_likelihood(tmp_path, monkeypa
     assert main(["likelihood", "run", "x.npy", "-n", "20"]) == 0
     with pytest.raises(sf.SfumatoError, match="one call"):
         sf.metrics.evaluate("run", "x.npy", ["energy"], n=100, steps=5)
+    capsys.readouterr()
+    for words in (["likelihood", "run", "x.npy", "-n", "20"], ["memorization", "run", "-n", "40"]):
+        assert main([*words, "--steps", "7"]) == 2 and "in one call" in capsys.readouterr().err
 
 
 class Copies(torch.nn.Module):

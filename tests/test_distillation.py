@@ -122,6 +122,20 @@ def test_a_student_in_two_stages_goes_on_with_the_one_that_was_stopped(teacher: 
     assert all(torch.equal(ours[name], theirs[name]) for name in ours), "a run from the first stage's file"
 
 
+def test_a_student_that_was_killed_after_its_samples_is_resumed(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    def killed(session: Session) -> None:
+        raise ConnectionError
+
+    words = {"calls": (1, 2), "steps": 6, **SHORT}
+    whole = sf.distill(teacher, tmp_path / "whole", **words)
+    with pytest.raises(ConnectionError):
+        sf.distill(teacher, tmp_path / "run", **words, on_start=killed)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    again = sf.resume(tmp_path / "run", console=Silent())
+    ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, again))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours) and again.config.steps == 6
+
+
 @pytest.mark.slow
 def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: Path) -> None:
     """Its data have a column of scales; its samples follow the guided teacher at each, and without one the plain."""

@@ -75,6 +75,16 @@ def test_the_code_of_a_function_is_its_identity():
     assert len(set(found)) == len(found) and None not in found
     assert identity(made(1.0), "features")["features_hash"] == found[0]
 
+    def again(scale):  # a function that holds itself, and a name that is not filled yet
+        def features(x, depth=0):
+            return later if depth > 9 else features(scale * x, depth + 1)
+
+        return features
+        later = None
+
+    once, twice, other = (identity(again(scale), "features")["features_hash"] for scale in (1.0, 1.0, 2.0))
+    assert once == twice != other
+
     class Own(nn.Module):
         def forward(self, x):
             return x.flatten(1)

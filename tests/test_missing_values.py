@@ -15,6 +15,7 @@ from sfumato.cli import main
 from sfumato.conditions import MISSING, Conditions
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
+from sfumato.metrics.reference import Reference
 from sfumato.normaliser import Normaliser
 from sfumato.objectives.denoising import denoising_loss
 from sfumato.process import Gaussian
@@ -144,6 +145,26 @@ def test_statistics_are_of_present_values():
     refused("values that are NaN or infinite", lambda: spec.check(positive))
 
 
+def test_what_no_sample_has_is_missing_in_samples(tmp_path, recwarn):
+    """A position that is NaN in every row, such as land in a field of the sea: nothing is made up there."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(40, 2, 5)).astype(np.float32)
+    x[draw.random(x.shape) < 0.2] = np.nan
+    x[:, 0, 2] = x[:, 1, 4] = np.nan
+    spec = DataSpec.fit(data.open(x))
+    assert spec.unseen == (2, 9) and DataSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert any("2 of the 10 values are missing in all of the training" in line for line in spec.describe())
+    never = torch.tensor([[False] * 2 + [True] + [False] * 2, [False] * 4 + [True]])
+    run = trained(x, tmp_path / "run", steps=2)
+    made = sf.sample(run.denoiser, 30, steps=2)
+    assert torch.equal(made.isnan(), never.expand(30, 2, 5))
+    assert not any("NaN" in str(each.message) for each in recwarn)
+    whole = trained(np.nan_to_num(x), tmp_path / "whole", steps=2)
+    assert whole.denoiser.spec.unseen == () and not sf.sample(whole.denoiser, 3, steps=2).isnan().any()
+    reference = Reference(data.open(x), torch.arange(40), 20)
+    assert torch.equal(reference.with_gaps(made[:20]).isnan(), torch.from_numpy(x)[reference.rest].isnan())
+
+
 def test_inspect_says_how_much_is_missing(tmp_path, capsys):
     np.save(tmp_path / "holes.npy", with_gaps(500)[1])
     assert main(["inspect", str(tmp_path / "holes.npy")]) == 0
@@ -179,12 +200,12 @@ def test_masks_and_fill_values_are_missing_values(tmp_path):
     assert np.array_equal(found, np.where(gaps.reshape(10, 4, 4), np.nan, pages), equal_nan=True)
 
 
-def test_commands_for_whole_samples_are_not_offered(tmp_path, capsys):
+def test_commands_for_samples_with_gaps(tmp_path, capsys):
     np.save(tmp_path / "holes.npy", with_gaps(60)[1])
     run, words = str(tmp_path / "run"), ["--net", "tiny", "--batch", "16", "--steps", "2"]
     assert main(["train", str(tmp_path / "holes.npy"), "-o", run, *words]) == 0
     said = capsys.readouterr().out
-    assert f"sfumato info {run}" in said and "sfumato memorization" not in said
+    assert f"sfumato info {run}" in said and f"sfumato memorization {run}" in said
     assert main(["likelihood", run, str(tmp_path / "holes.npy"), "-n", "9", "--steps", "4"]) == 0
     assert "9 samples of 1 to 3 numbers" in capsys.readouterr().out
 
@@ -205,7 +226,9 @@ def test_the_tools_of_a_run_take_what_is_missing(tmp_path):
     assert np.isfinite(sf.board(again, given, samples=8, gradients=2).loss["model"].value.numpy()).all()
     assert np.isfinite(sf.information(again, given, draws=64).together.value)
     assert np.isfinite(sf.draws(again, x[:8], count=2)["loss"]).all()
-    refused("has missing values, and distances", lambda: sf.memorization(again, given))
+    copies = sf.memorization(again, given, samples=40)
+    assert copies.verdict == "none" and copies.samples == 40 and np.isfinite(copies.ratio.value)
+    refused("no distances in features", lambda: sf.memorization(again, given, features=lambda x: x.flatten(1)))
     assert np.isfinite(sf.metrics.evaluate(again, given, "marginals", 20, steps=2)["marginals"].value)
     assert bool(sf.log_prob(again, x[:2], steps=2, trace="rademacher", probes=2).value.isfinite().all())
     refused("sample 1 has no value", lambda: sf.log_prob(again, np.stack([x[0], np.full((2, 4, 4), np.nan)])))

@@ -307,13 +307,14 @@ def test_from_files_to_files(tmp_path, capsys):
     assert [one.shape for one in again] == [(4, 2)] * 5 and data.open(equal).layout == "LC"
     same(data.open(equal), again)  # a file says how its sequences lie, though all are as long
     same(data.open(tmp_path / "made", conditions=sf.load(run).spec), again)  # and so does the model
+    same(alone := data.open(tmp_path / "made"), again)  # a folder says it beside them
+    assert not alone.skipped
     assert main(["inspect", str(equal), "-o", str(tmp_path / "look.png")]) == 0
     assert "5 sequences of 4 steps of 2 channels" in capsys.readouterr().out
     assert main(["train", str(equal), "-o", str(tmp_path / "next"), *train, "--steps", "2"]) == 0
     assert main(["sample", run, "--steps", "2", "--length", "3,9,5", "-o", str(tmp_path / "each.npz")]) == 0
     assert [len(one) for key, one in np.load(tmp_path / "each.npz").items() if key != "manifest"] == [3, 9, 5]
-    files = sorted((tmp_path / "made").iterdir())
-    assert [np.load(path).shape for path in files] == [(4, 2)] * 5
+    assert [np.load(path).shape for path in (tmp_path / "made").glob("*.npy")] == [(4, 2)] * 5
     assert main([*sample, "-o", str(tmp_path / "made.png")]) == 0
     parquet = pytest.importorskip("pyarrow.parquet")
     assert main([*sample, "-o", str(tmp_path / "made.parquet")]) == 0

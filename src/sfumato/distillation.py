@@ -16,7 +16,7 @@ from sfumato.conditions import declared
 from sfumato.data.text import END
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, suggest, whole
-from sfumato.files import write_text
+from sfumato.files import atomic, write_text
 from sfumato.flow_map import innermost
 from sfumato.guidance import SCALE, Guided, GuidedByCondition, Scale, is_range
 from sfumato.latent_diffusion import refuse_latent
@@ -41,6 +41,7 @@ FIRST = 0.4  # of the budget, for the first of two stages
 DRAWN = 4096  # samples of the teacher, where no data are given
 TEACHER, SAMPLES, TEXTS = "teacher.safetensors", "teacher_samples.npz", "teacher_samples.jsonl"  # in a run folder
 _KNOWN = 16  # digits of a hash
+_WORDS = (str, int, float, tuple, list, dict, type(None))  # settings that a file holds
 _INSTEAD = "pass the training data, data= (--data)"
 
 
@@ -83,10 +84,10 @@ def distill(
         path = world.broadcast_result(lambda: _made(out, f"{name}-distilled"))
         with reporting_to((console or Console()).count if world.leads else None):
             stages, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
-    if len(stages) == 1:
-        return train(given, path, labels, console, on_start, **stages[0])
-    first, last = stages
-    return student(path, first, last, given, labels, {"console": console, "on_start": on_start})
+    how: dict[str, Any] = {"console": console, "on_start": on_start}
+    if not all(isinstance(each, _WORDS) for settings in stages for each in settings.values()):
+        return train(given, path, labels, **how, **stages[0])  # of objects, which no file keeps
+    return student(path, stages, given, labels, how)
 
 
 def _made(out: str | os.PathLike[str] | None, name: str) -> Path:
@@ -243,4 +244,9 @@ def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None
     x, cond = _drawn(teacher, count, seed, world, _INSTEAD)
     columns: dict[str, Any] = {"x": np.asarray(x)}
     columns |= {"y" if name == "label" else name: np.array(each) for name, each in cond.items()}
-    world.broadcast_result(lambda: np.savez(path, **columns))
+    world.broadcast_result(lambda: _kept(path, columns))
+
+
+def _kept(path: Path, columns: dict[str, Any]) -> None:
+    with atomic(path) as draft, draft.open("wb") as file:
+        np.savez(file, **columns)

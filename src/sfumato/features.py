@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -165,29 +166,36 @@ def identity(features: Any, word: Any) -> dict[str, Any]:
     return {"features": name, "features_hash": digest.hexdigest()}
 
 
-def _take(digest: Any, part: Any) -> None:
-    """Add a module (weights, and code that is not sfumato's), a function with what it closes over, or a value."""
+def _take(digest: Any, part: Any, seen: frozenset[int] = frozenset()) -> None:
+    """Add a module (weights, and code that is not sfumato's), a function with what it closes over, or a value.
+
+    seen: what holds it, of which a function that calls itself is one.
+    """
+    if id(part) in seen:
+        return
+    take = partial(_take, digest, seen=seen | {id(part)})
     if isinstance(part, Tensor):
         digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
         digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(part, nn.Module):
         for key, value in part.state_dict().items():
             digest.update(f"{key} ".encode())
-            _take(digest, value)
+            take(value)
         digest.update(_code_of_class(type(part)))
     elif isinstance(part, partial):
         for each in (part.func, *part.args, *part.keywords.values()):
-            _take(digest, each)
+            take(each)
     elif inspect.isfunction(part):
         digest.update(_code(part))
         for cell in part.__closure__ or ():
-            _take(digest, cell.cell_contents)
+            with suppress(ValueError):  # a cell that is not filled yet
+                take(cell.cell_contents)
         for value in part.__defaults__ or ():
-            _take(digest, value)
+            take(value)
     elif callable(part) and not isinstance(part, type):
         digest.update(_code_of_class(type(part)))
         for value in getattr(part, "__dict__", {}).values():
-            _take(digest, value)
+            take(value)
     else:
         digest.update(repr(part).encode() if isinstance(part, str | int | float | tuple | list | dict | None) else b"")
 

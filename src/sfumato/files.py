@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sfumato import schema
 from sfumato.errors import SfumatoError
 from sfumato.schema import require_plain as require_plain
@@ -32,7 +34,7 @@ _TENSORS = schema.mapping(
 )
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS)  # of systems that cannot flush this
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems without locks
-_DRAFT = f".*.{'[0-9a-f]' * 12}.tmp"  # the names of `atomic`
+_DRAFT = f".*.{'[0-9a-f]' * 12}.tmp"  # the names of `atomic`: six digits of the process, six at random
 _LOOK_SECONDS = 0.05  # between two attempts at a lock
 
 
@@ -45,7 +47,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     final = Path(path)
     if final.exists() and not (final.is_file() or final.is_dir()):
         raise SfumatoError(f"{final} is a pipe or a device, where a file is written: give another name.")
-    temporary = final.parent / f".{final.name}.{secrets.token_hex(6)}.tmp"
+    temporary = final.parent / f".{final.name}.{os.getpid() & 0xFFFFFF:06x}{secrets.token_hex(3)}.tmp"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
@@ -75,6 +77,15 @@ def sweep(folder: Path) -> None:
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
         for draft in place.glob(_DRAFT):
             draft.unlink(missing_ok=True)
+
+
+def forsaken(folder: Path, name: str = "*") -> None:
+    """Delete the temporary files of `atomic` for a file of this name, or any in a folder, whose process has ended."""
+    for draft in folder.glob(_DRAFT):
+        wanted = name == "*" or draft.name[1:].rpartition(".tmp")[0].rpartition(".")[0] == name
+        if wanted and not psutil.pid_exists(int(draft.stem[-12:-6], 16)):
+            with suppress(OSError):
+                draft.unlink()
 
 
 class Busy(SfumatoError):

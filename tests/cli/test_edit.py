@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import sfumato as sf
+from sfumato import progress
 from sfumato.guidance import Thresholded
 from sfumato.inverse import operators
 
@@ -116,6 +117,27 @@ def test_variations_and_the_way_between_two_samples(call, models, photo):
     assert call("sample", models["images"], "--interpolate", "x.png", "y.png", "-n", 3, "-o", "way.npz")[0] == 0
     ends = samples("way.npz")[[0, -1], 0].astype(float)
     assert np.abs(ends - np.stack([photo, photo.T])).max() < 30
+
+
+def test_an_edit_says_how_it_is_drawn_and_what_it_costs_and_counts_its_calls(call, models, photo, monkeypatch):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    np.save("gaps.npy", np.array([101.0, np.nan]))
+    np.save("x.npy", np.array([101.0, 99.0]))
+    cheap = ("-n", 4, "-o", "out.npz")
+    edits = {
+        ("--inpaint", "gaps.npy", "--particles", 32, "--steps", 5): ("twist='mmps'), 2 products", 32, "particles", 5),
+        ("--inpaint", "gaps.npy", "--method", "repaint(repeats=2)", "--steps", 3): ("RePaint(rep", 4, "samples", 5),
+        ("--denoise", "x.npy", "--method", "ddnm", "--steps", 3, "--solver", "heun"): ("DDNM", 4, "samples", 5),
+        ("--from", "x.npy", "--steps", 3): ("From strength 0.6 by", 4, "samples", 3),
+        ("--interpolate", "x.npy", "x.npy"): ("by the probability flow", 6, "samples", 256),
+    }  # fmt: skip
+    for words, (what, number, rows, calls) in edits.items():
+        status, _, err = call("sample", models["points"], *words, *cheap)
+        first, *others = err.splitlines()
+        assert status == 0 and what in first and f"{calls} calls for each of {number} {rows}." in first, err
+        last = [line for line in others if line.startswith("Calls of the model")][-1]
+        assert f": {number * calls:,} of {number * calls:,} " in last, err
 
 
 def test_mistakes_are_one_sentence(refused, models, photo):

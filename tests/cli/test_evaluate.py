@@ -64,6 +64,15 @@ def test_samples_in_files(run, call):
     assert facts["protocol"]["samples"] == 30 and facts["protocol"]["sampler"] == "given"
 
 
+def test_metrics_with_commas_and_a_run_in_the_place_of_its_data(run, call):
+    words = ("evaluate", run.path / "model.safetensors", "--steps", 2, "-n", 30, "--json")
+    data = run.path.parent / "x.npz"
+    plain = ("--reference", data, "--metric", "kid", "--metric", "mmd(bandwidth=3)")
+    short = ("--reference", run.path, "--metric", "kid,mmd(bandwidth=3)")
+    one, other = (json.loads(call(*words, *more)[1]) for more in (plain, short))
+    assert one["metrics"] == other["metrics"] and other["data"] == str(data)
+
+
 def test_mistakes(run, refused):
     assert "There is no metric 'kidd': did you mean 'kid'?" in refused("evaluate", run.path, "--metric", "kidd")
     assert "stepz cannot be swept" in refused("evaluate", run.path, "--sweep", "stepz=3")

@@ -1,13 +1,14 @@
 """`plan`: a page, JSON, and mistakes; nothing is left."""
 
 import json
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from sfumato import progress
+from sfumato import nets, progress
 from sfumato.cli.plan import between, duration, page, size, verdict
 from sfumato.errors import SfumatoWarning
 from sfumato.training.config import TrainConfig
@@ -15,6 +16,7 @@ from sfumato.training.forecast import Forecast, Range
 
 SMALL = ("--net", "tiny", "--batch", 8, "--precision", "float32", "--sample-every", 0)
 KEYS = {"config", "facts", "steps", "epochs", "step", "total", "parts", "memory", "disk", "sampling", "fits"}
+KEYS |= {"before"}
 
 
 def test_a_page_and_json_and_nothing_left(call, workplace):
@@ -28,6 +30,23 @@ def test_a_page_and_json_and_nothing_left(call, workplace):
     assert sorted(Path().rglob("*")) == before
     for part in ("time", "memory", "disk", "sampling", "It fits."):
         assert part in err
+
+
+def test_both_stages_of_a_latent_model_are_in_one_table(call, workplace, monkeypatch):
+    monkeypatch.setattr(sys.modules["sfumato.training.forecast"], "_LEAST", 0.0)  # not the function
+    np.save("x.npy", np.random.default_rng(0).normal(size=(60, 1, 8, 8)).astype(np.float32))
+    net = "Autoencoder(latent=2, channels=(8, 16))"
+    status, out, err = call("plan", "x.npy", "--autoencoder", net, *SMALL, "--steps", 10, "--json")
+    assert status == 0, err
+    facts, encoder = json.loads(out), nets.Autoencoder((1, 8, 8), latent=2, channels=(8, 16))
+    (first,), last = facts["before"], facts
+    assert first["facts"]["parameters"] >= sum(p.numel() for p in encoder.parameters())
+    assert first["facts"]["flops"] == nets.flops(encoder) > 0 < last["facts"]["flops"]
+    assert (first["steps"]["value"], last["steps"]["value"]) == (4, 6) and last["facts"]["network"] != "Autoencoder"
+    assert last["facts"]["shape"] == [1, 8, 8] and facts["fits"] and sorted(Path().iterdir()) == [Path("x.npy")]
+    page = {line[:18].strip(): line[18:].split() for line in err.splitlines()}
+    assert page["parameters"] == [f"{each['facts']['parameters']:,}" for each in (first, last)]
+    assert page["steps"] == ["4", "6"] and len(page["memory"]) == 6, "each with its unit, and the larger one"
 
 
 def test_what_it_does_is_said_while_a_folder_is_decoded(call, workplace, monkeypatch):

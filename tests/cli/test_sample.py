@@ -1,6 +1,7 @@
 """`sample`: what is written, what is said of it, and what bad input gets."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import sfumato as sf
+from sfumato.files import atomic
 
 QUICK = ("--steps", 2, "--precision", "float32")
 
@@ -29,6 +31,17 @@ def test_an_npz_holds_samples_in_the_units_of_the_data(call, models):
     expected = sf.sample(sf.load(models["points"]), 5, steps=2)
     assert np.array_equal(x, expected.numpy())
     assert manifest["seed"] == 0 and manifest["calls"] == 2 and len(manifest["model_hash"]) == 64
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_file_of_that_name(call, models):
+    words = "import os; from sfumato.files import atomic\nwith atomic('out.npz'): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 9
+    with atomic("out.npz") as ours:  # that of a process that still writes it stays
+        assert len(list(Path().glob(".out.npz.*.tmp"))) == 2
+        assert call("sample", models["points"], "-n", 2, "-o", "other.npz", *QUICK)[0] == 0
+        assert len(list(Path().glob(".out.npz.*.tmp"))) == 2
+        assert call("sample", models["points"], "-n", 2, "-o", "out.npz", *QUICK)[0] == 0
+        assert list(Path().glob(".out.npz.*.tmp")) == [ours]
 
 
 def test_an_adaptive_solver_keeps_to_its_tolerance(call, models, monkeypatch):

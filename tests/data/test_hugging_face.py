@@ -59,6 +59,38 @@ def test_a_table_of_arrow_is_read_as_a_file_of_it_is(tmp_path):
     assert opened(pa.table({"price": np.arange(40.0), "cut": ["good", "ideal"] * 20})).kind == "table"
 
 
+class Odd:
+    """An object of a module that is called datasets, and what reading it does."""
+
+    __module__, features, save_to_disk, info = "datasets.odd", None, None, None
+
+    def __init__(self, found):
+        self.found = found
+
+    def with_format(self, kind):
+        if self.found is None:
+            raise RuntimeError("no such format")
+        return self.found
+
+
+class Splits(dict):
+    __module__, with_format = "datasets.odd", None
+
+
+def test_odd_objects_in_the_place_of_a_data_set_are_one_sentence():
+    for obj, words in {
+        Odd(None): r"an Odd is no data set of `datasets` that can be read \(no such format\): give a dict",
+        Odd(np.zeros((3, 2))): "its rows are a ndarray",
+        Odd({}): "no data set of `datasets` that can be read",
+        Odd(pa.table({"x": [1.0, 2.0]})): "no data set of `datasets`",  # without the features of one
+    }.items():
+        with pytest.raises(SfumatoError, match=words) as caught:
+            data.open(obj)
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(SfumatoError, match="it has no splits"):
+        data.open(Splits())
+
+
 def test_data_sets_in_memory(tmp_path):
     datasets = pytest.importorskip("datasets")
     about = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})

@@ -133,6 +133,44 @@ def test_nearest_is_that_of_differences():
     assert torch.equal(near.row, rows[two.indices[:, 0]])
 
 
+def with_gaps(x, seed, share=0.3):
+    gaps = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < share
+    return x.masked_fill(gaps, torch.nan)
+
+
+def test_distances_of_samples_with_gaps_are_those_of_what_both_have():
+    """sqrt(D / n sum of squares over the n common numbers), by a loop; without a common number no row is near."""
+    x, queries = (with_gaps(LAW.sample(n, seed=n).double(), n) for n in (60, 9))
+    queries[0] = torch.tensor([1.0] + [torch.nan] * 5)
+    x[:, 0] = torch.nan
+    x[7], queries[1] = LAW.sample(1, seed=1)[0], torch.nan
+    x[7, 0], queries[1, 2:] = torch.nan, x[7, 2:]
+    near = nearest(queries, x, torch.arange(60), Space(None, None))
+    for i, query in enumerate(queries):
+        found = []
+        for row in x:
+            both = [(float(a) - float(b)) ** 2 for a, b in zip(query, row, strict=True) if not (a.isnan() or b.isnan())]
+            found.append(math.sqrt(6 / len(both) * sum(both)) if both else math.inf)
+        first, second = sorted(found)[:2]
+        assert near.first[i] == pytest.approx(first, abs=1e-7) and near.second[i] == pytest.approx(second, abs=1e-7)
+        assert math.isinf(first) or found[int(near.row[i])] == pytest.approx(first, abs=1e-7)
+    assert math.isinf(near.first[0]) and near.first[1] == 0 and near.row[1] == 7
+
+
+def test_copies_of_samples_with_gaps_are_named_and_fresh_ones_are_not():
+    """Whole samples, as a model draws them, lack what their twins do, and are then compared alike."""
+    inside = 0
+    for k in range(20):
+        holes = with_gaps(LAW.sample(450, seed=1000 + k), k, 0.2)
+        fresh = judged(LAW.sample(150, seed=5000 + k), holes, seed=k)
+        inside += fresh.closer.low <= 0.5 <= fresh.closer.high
+        assert fresh.verdict == "none" and fresh.exact == 0
+    assert inside >= 17  # 95 % of 20, within two deviations
+    x = LAW.sample(450, seed=3)
+    copied = judged(x[:150], with_gaps(x, 1, 0.2))
+    assert copied.verdict == "memorised" and copied.exact >= 140
+
+
 def test_many_blocks_are_one(monkeypatch):
     x, queries = LAW.sample(300, seed=1), LAW.sample(20, seed=2)
     whole = nearest(queries, x, torch.arange(300), Space(None, None))

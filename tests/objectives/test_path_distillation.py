@@ -12,6 +12,7 @@ from map_cases import LAW, ExactMap, batch
 from sfumato.conditions import Conditions
 from sfumato.distributed import ALONE
 from sfumato.flow_map import FlowMap
+from sfumato.objectives.flow_maps import Semigroup
 from sfumato.objectives.path_distillation import PathDistillation
 from sfumato.training.console import Silent
 
@@ -32,6 +33,16 @@ def test_the_exact_map_is_the_fixed_point() -> None:
     assert found[2] < 1e-6 and found[0] > 8 * found[1] > 64 * found[2]
     doubled: Any = SimpleNamespace(process=exact.process, mean=lambda *args, **cond: 1.1 * exact.mean(*args, **cond))
     assert float(loss.losses(doubled, samples(64)).mean()) > 1e-3, "and of no other map"
+
+
+def test_the_error_of_a_path_that_is_not_kept_is_that_of_direct_distillation() -> None:
+    torch.manual_seed(0)
+    teacher = LAW.denoiser(sf.Gaussian("flow"))
+    model = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 16, 1), sf.Gaussian("flow", target="F")))
+    ours, direct = PathDistillation(teacher, steps=4), Semigroup(teacher, short="teacher", cut=1.0, steps=4)
+    path, _ = ours.paths(model, samples(16))
+    found = ours.error(model, path)
+    assert torch.allclose(found, direct.error(model, path)) and float(found.mean()) > 1e-3
 
 
 class Counting:

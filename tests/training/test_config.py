@@ -70,6 +70,18 @@ def test_choices_and_words_are_what_is_registered():
         assert all(re.search(rf"(^|\W){re.escape(name)}(?!\w)", docs()[setting]) for name in choices(setting)), setting
 
 
+def test_adapters_have_a_learning_rate_of_their_own(tmp_path):
+    """Unless one is given; a file of settings says the same."""
+    assert from_dict({"init": "run", "lora": 8}).lr == 0.02
+    assert from_dict({"init": "run"}).lr == TrainConfig().lr == 4e-3
+    assert from_dict({"init": "run", "lora": 8, "lr": 1e-3}).lr == 1e-3
+    path = tmp_path / "settings.yaml"
+    path.write_text("init: run\nlora: 8\n")
+    assert from_yaml(str(path)).lr == 0.02
+    path.write_text(from_dict({"init": "run", "lora": 8, "lr": 4e-3}).to_yaml())
+    assert from_yaml(str(path)).lr == 4e-3
+
+
 def test_a_density_that_moves_needs_a_weight():
     moving = [name for name, make in registry.Named("density").items() if make().moves]
     assert moving == ["adaptive", "variance-optimal", "warped", "learned"]

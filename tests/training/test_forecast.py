@@ -187,3 +187,6 @@ def test_an_autoencoder_is_forecast(tmp_path):
     run = sf.train(images, tmp_path / "run", console=Silent(), **how)
     whole = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
     assert found.disk["total"] == pytest.approx(whole, rel=0.1)
+    files = sorted(run.path.rglob("*"))
+    latent = sf.forecast(images, autoencoder=str(run.path), reconstruction=0, **{**how, "loss": "auto"})
+    assert latent.before == () and latent.fits and latent.facts["flops"] and sorted(run.path.rglob("*")) == files

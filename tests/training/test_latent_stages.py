@@ -163,7 +163,5 @@ def test_what_is_no_latent_run_is_refused_in_a_sentence(tmp_path, whole) -> None
         train(tmp_path / "a", autoencoder=path)
     with pytest.raises(SfumatoError, match=r"takes samples of shape \(6,\)"):
         train(tmp_path / "b", data=X[:, :4], autoencoder=principal())
-    with pytest.raises(SfumatoError, match="two stages"):
-        sf.forecast(X, latent=True)
     with pytest.raises(SfumatoError, match="make another"):
         train(tmp_path / "c", autoencoder=principal(), loss="autoencoding", net=NET)

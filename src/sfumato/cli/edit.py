@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,17 @@ from sfumato import inverse, latents, pictures
 from sfumato.cascade import Cascade, Staged
 from sfumato.cli import conditions, write
 from sfumato.cli.guidance import FLAGS, guided, refuse_alone
+from sfumato.compose import Wrapped
 from sfumato.data import DataSpec
 from sfumato.data.images import ImageFiles, read_images
 from sfumato.data.numpy_files import load
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.files import atomic, require_plain
 from sfumato.inverse import operators
+from sfumato.process import Masked
+from sfumato.progress import counting
 from sfumato.sampling import plans, sample
+from sfumato.state import first_leaf
 from sfumato.unclip import UnCLIP
 
 NUMBER, NOISE, STRENGTH = 16, 0.01, 0.6
@@ -80,19 +86,13 @@ def draw(edit: str, options: Any, denoiser: Any, origin: dict[str, Any], note: C
         facts |= {"conditions": {name: str(value) for name, value in cond.items()}}
     how = {"n": origin["number"], "seed": options.seed, "batch": options.batch, "cond": cond}
     if isinstance(denoiser, Staged):
-        x, more = _by_stages(edit, options, model, spec, how)
+        x, more = _by_stages(edit, options, model, spec, how, note)
     elif edit in MEASURED:
-        x, more = _posterior(edit, options, model, spec, how)
+        x, more = _posterior(edit, options, model, spec, how, note)
     elif edit == "from":
-        strength = STRENGTH if options.strength is None else options.strength
-        how |= {"steps": options.steps, "solver": options.solver}
-        x = inverse.vary(model, _sample(getattr(options, "from"), spec), strength, **how)
-        more = {"strength": strength, "steps": options.steps or 20, "solver": options.solver or "multistep"}
+        x, more = _variations(options, model, spec, how, note)
     else:
-        a, b = (_sample(name, spec)[None] for name in options.interpolate)
-        shares = torch.linspace(0, 1, max(origin["number"], 2)).tolist()
-        x = latents.interpolate(model, a, b, shares, cond=cond)[:, 0]
-        more = {"steps": latents.DEFAULT_STEPS, "solver": "probability flow"}
+        x, more = _between(options, model, spec, how, note)
     facts |= more
     files = write.write(path, folder, x.numpy(), {}, spec, facts)
     if edit != "interpolate" and len(x) > 1:
@@ -102,20 +102,72 @@ def draw(edit: str, options: Any, denoiser: Any, origin: dict[str, Any], note: C
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
+class _Counted(Wrapped):
+    """The model, which calls `begun` first, and counts the rows that it is called for."""
+
+    def __init__(self, inner: Any, count: Callable[[int], None], begun: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._count, self._begun, self.two_times = count, begun, getattr(inner, "two_times", False)
+        self._idle = True
+
+    def __call__(self, z: Any, t: Any, /, **cond: Any) -> Any:
+        if self._idle:
+            self._idle = False
+            self._begun()
+        self._count(len(first_leaf(z)))
+        return self.inner(z, t, **cond)
+
+
+@contextmanager
+def _costing(model: Any, what: str, rows: str, number: int, calls: int, note: Callable[[str], None]) -> Iterator[Any]:
+    """Yield the model, which says at its first call, after all that is refused, what is drawn how and at what cost, and
+    counts its calls where progress is shown."""
+    with counting("Calls of the model for a sample", number * calls) as count:
+        words = f"{what}: {counted(calls, 'call')} for each of {number:,} {rows}."
+        yield _Counted(model, count, lambda: note(words))
+
+
+def _variations(
+    options: Any, model: Any, spec: DataSpec, how: dict[str, Any], note: Callable[[str], None]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Samples from a noised one on, and the facts."""
+    strength = STRENGTH if options.strength is None else options.strength
+    how |= {"steps": options.steps, "solver": options.solver}
+    x, plan = _sample(getattr(options, "from"), spec), plans(model, options.steps, options.solver)[0]
+    with _costing(model, f"From strength {strength:g} by {plan.name}", "samples", how["n"], plan.spent, note) as heard:
+        x = inverse.vary(heard, x, strength, **how)
+    return x, {"strength": strength, "steps": plan.steps, "solver": plan.name}
+
+
+def _between(
+    options: Any, model: Any, spec: DataSpec, how: dict[str, Any], note: Callable[[str], None]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The way between two samples, and the facts."""
+    a, b = (_sample(name, spec)[None] for name in options.interpolate)
+    n, calls = max(how["n"], 2), 4 * latents.DEFAULT_STEPS
+    with _costing(model, "Encoded and decoded by the probability flow", "samples", n + 2, calls, note) as heard:
+        x = latents.interpolate(heard, a, b, torch.linspace(0, 1, n).tolist(), cond=how["cond"])[:, 0]
+    return x, {"steps": latents.DEFAULT_STEPS, "solver": "probability flow"}
+
+
 def _by_stages(
-    edit: str, options: Any, model: Any, spec: DataSpec, how: dict[str, Any]
+    edit: str, options: Any, model: Any, spec: DataSpec, how: dict[str, Any], note: Callable[[str], None]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Samples of the last stage, told by pictures what the stages before would say, and the facts."""
     how |= {"steps": options.steps, "solver": options.solver}
     plan = plans(model, options.steps, options.solver)[-1]
-    more = {"steps": plan.steps, "solver": plan.name}
+    more, n = {"steps": plan.steps, "solver": plan.name}, how["n"]
+    said = f"The last stage by {plan.name}: {counted(plan.spent, 'call')} for each of {n:,} samples."
     if edit == "upscale":
-        return sample(model, low_resolution=_small(options.upscale, model, spec), **how), more
+        small = _small(options.upscale, model, spec)
+        note(said)
+        return sample(model, low_resolution=small, **how), more
+    x = [_sample(name, spec) for name in (options.interpolate or [options.variations])]
+    note(said)
     if edit == "variations":
-        return latents.variations(model, _sample(options.variations, spec), **how), more
-    a, b = (_sample(name, spec)[None] for name in options.interpolate)
-    n = max(how.pop("n"), 2)
-    return latents.interpolate(model, a, b, torch.linspace(0, 1, n).tolist(), **how)[:, 0], more
+        return latents.variations(model, x[0], **how), more
+    shares = torch.linspace(0, 1, max(how.pop("n"), 2)).tolist()
+    return latents.interpolate(model, x[0][None], x[1][None], shares, **how)[:, 0], more
 
 
 def _small(file: str, model: Any, spec: DataSpec) -> torch.Tensor:
@@ -133,16 +185,23 @@ def _value(options: Any, name: str) -> Any:
 
 
 def _posterior(
-    edit: str, options: Any, model: Any, spec: DataSpec, how: dict[str, Any]
+    edit: str, options: Any, model: Any, spec: DataSpec, how: dict[str, Any], note: Callable[[str], None]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Samples given what is measured, and the facts about them."""
     y, operator = _measurement(edit, options, spec)
     scale = spec.bounds[1] - spec.bounds[0] if spec.bounds else sum(spec.statistics.std) / len(spec.statistics.std)
     noise = (NOISE if options.noise is None else options.noise) * scale
-    more = {} if options.particles is None else {"particles": options.particles}
-    found = inverse.posterior(
-        model, y, operator, noise, options.method or "auto", steps=options.steps, solver=options.solver, **how, **more
-    )
+    own = {"method": options.method or "auto", "steps": options.steps, "solver": options.solver}
+    own |= {} if options.particles is None else {"particles": options.particles}
+    if isinstance(model.process, Masked):  # its unknown symbols are revealed, as in any other sampling
+        found = inverse.posterior(model, y, operator, noise, **own, **how)
+    else:
+        way = inverse.way(model, inverse.Measurement(model, y, operator, noise), n=how["n"], **own)
+        what, rows = str(way.method), "samples"
+        if isinstance(way.method, inverse.SMC):
+            what, rows = f"{what}, {math.prod(spec.shape):,} products with the Jacobian a call", "particles"
+        with _costing(model, what, rows, way.rows, way.calls, note) as heard:
+            found = inverse.posterior(heard, y, operator, noise, **own, **how)
     facts = {"method": found.method, "noise": noise, "steps": found.steps, "solver": found.method}
     if found.log_evidence is not None:
         facts |= {"log_evidence": found.log_evidence, "error": found.error, "effective": found.effective}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from sfumato.metrics.evaluation import opened as judged
 from sfumato.registry import make
 from sfumato.training.precision import compute_dtype
 
+_AND = re.compile(r",(?![^(]*\))\s*")  # a comma between names, and not between the settings of one
 _KINDS = {"steps": int, "guidance": float, "seed": int, "solver": str}
 
 
@@ -32,6 +34,8 @@ def evaluate(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"{out} has no known kind: end it in {', '.join(FORMATS)}")
     if options.out is not None and not over:
         raise SfumatoError("-o names the picture of a sweep: give --sweep steps=5,10,20, or leave -o out")
+    if options.metrics:
+        options.metrics = [each for text in options.metrics for each in _AND.split(text)]
     for each in options.metrics or ():
         make("metric", each)  # a misspelt name before any work
     options = with_training_data(options, "give --reference DATA", "sf.metrics.evaluate")

@@ -81,19 +81,24 @@ def opened(options: Any, conditions: Any = None) -> Source:
 def with_training_data(options: Any, otherwise: str, in_python: str) -> argparse.Namespace:
     """The options with data, labels, size, split and key as given, or as the run folder was trained with.
 
+    A run that is given as data stands for those that it was trained with.
     otherwise: what to do for data that are not known; in_python: the function that takes those in memory.
     """
+    from sfumato.serialization import FILE
     from sfumato.training.config import read
 
-    if options.data is not None:
+    run = options.model if options.data is None else options.data
+    settings = Path(run).expanduser() / "config.yaml"
+    known_run = settings.exists() and any((settings.parent / name).exists() for name in (FILE, "checkpoints"))
+    if options.data is not None and not known_run:
         return argparse.Namespace(**vars(options))
-    settings = Path(options.model).expanduser() / "config.yaml"
     if not settings.exists():
-        raise SfumatoError(f"{options.model} is no run folder, so that its training data are not known: {otherwise}")
+        raise SfumatoError(f"{run} is no run folder, so that its training data are not known: {otherwise}")
     kept = read(str(settings))
     if not kept["data"]:
-        raise SfumatoError(f"{options.model} was trained on an array in memory: use {in_python} in Python")
-    known = {name: getattr(options, name) or kept[name] for name in ("data", "labels", "size", "split", "key")}
+        raise SfumatoError(f"{run} was trained on an array in memory: use {in_python} in Python")
+    known = {name: getattr(options, name) or kept[name] for name in ("labels", "size", "split", "key")}
+    known["data"] = kept["data"]
     return argparse.Namespace(**{**vars(options), **known, "max_gb": max(options.max_gb, kept["max_gb"])})
 
 

@@ -23,7 +23,7 @@ from sfumato.training.precision import compute_dtype
 
 @at_work()
 def memorization(options: Any, voice: Voice) -> None:
-    if options.number < 2 or options.steps < 1 or options.batch < 1:
+    if options.number < 2 or (options.steps is not None and options.steps < 1) or options.batch < 1:
         raise SfumatoError("-n needs at least 2 samples, and --steps and --batch at least 1")
     if options.out is not None and Path(options.out).suffix.lower() != ".png":
         raise SfumatoError(f"{options.out} has no known kind: end it in .png")

@@ -313,7 +313,7 @@ ALIGN = Command(
         flag("--judge", "FILE.py:NAME", "A second reward, which is measured and not trained on."),
         flag("--reward-seconds", float, "How long one call of a reward may take.", 600.0),
         flag("--minutes", float, "Minutes of training.", 5.0),
-        flag("--lr", float, "The peak learning rate.", 2e-4),
+        flag("--lr", float, "The peak learning rate.", 5e-5),
         flag("-o --out", "FOLDER", "The run folder; by default runs/NAME-aligned."),
         flag(
             "--samples", int,

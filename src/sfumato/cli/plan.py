@@ -36,9 +36,15 @@ def page(found: Forecast) -> list[str]:
     classes = f", {facts['classes']} classes" if facts["classes"] else ""
     others = [name for name in facts.get("conditions", ()) if name != "label" or not facts["classes"]]
     classes += f", conditioned on {', '.join(others)}" if others else ""
+    head = f"{facts['data']}: {what}, {facts['dtype']}{classes}; "
+    head += f"{facts['train']:,} to train on, {facts['holdout']:,} held out."
+    sampling = f"{found.sampling['number']} samples in {found.sampling['steps']} steps: "
+    sampling = f"sampling  {sampling}{duration(found.sampling['seconds'])}"
+    if found.before:
+        notes = [f"Note: {note}" for note in facts["notes"]]
+        return [head, *notes, "", *_stages(found), "", sampling, "", verdict(found)]
     return [
-        f"{facts['data']}: {what}, {facts['dtype']}{classes}; "
-        f"{facts['train']:,} to train on, {facts['holdout']:,} held out.",
+        head,
         f"Trains {an(facts['network'])} of {counted(facts['parameters'], 'parameter')}{_trained(facts)}{_work(facts)}, "
         f"computed in {facts['precision']} on {_machine(facts)}, {counted(found.config.batch, 'sample')} per "
         f"step{_micro(found)}.",
@@ -48,11 +54,34 @@ def page(found: Forecast) -> list[str]:
         *_memory(found),
         f"disk      {size(found.disk['total'])} in the run folder ({_disk(found)}); "
         f"{size(found.disk['free'])} are free",
-        f"sampling  {found.sampling['number']} samples in {found.sampling['steps']} steps: "
-        f"{duration(found.sampling['seconds'])}",
+        sampling,
         "",
         verdict(found),
     ]  # fmt: skip
+
+
+def _stages(found: Forecast) -> list[str]:
+    """The two stages of a latent model beside each other."""
+    each = (*found.before, found)
+    work = [_work(one.facts).removeprefix(", ").removesuffix(" a sample and call") or "-" for one in each]
+    seconds, disk = [one.total.value for one in each], [one.disk["total"] for one in each]
+    memory = [one.memory["train"] for one in each]
+    rows = {
+        "": ["autoencoder", "denoiser", "in all"],
+        "network": [one.facts["network"] for one in each],
+        "parameters": [f"{one.facts['parameters']:,}" for one in each],
+        "a sample and call": work,
+        "samples at once": [f"{one.facts['micro']:,}" for one in each],
+        "steps": [f"{one.steps.value:,}" for one in each],
+        "a step": [duration(one.step.value) for one in each],
+        "time": list(map(duration, (*seconds, sum(seconds)))),
+        "memory": list(map(size, (*memory, max(memory)))),
+        "disk": list(map(size, (*disk, sum(disk)))),
+    }
+    return [f"{name:<18}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items()] + [
+        f"The process takes its memory one stage after the other, of {size(found.memory['free'])} that are free; the "
+        f"disk has {size(found.disk['free'])}."
+    ]
 
 
 def _trained(facts: dict[str, Any]) -> str:
@@ -115,7 +144,7 @@ def _disk(found: Forecast) -> str:
 
 def verdict(found: Forecast) -> str:
     """Whether it fits, in a sentence."""
-    if found.disk["total"] > found.disk["free"]:
+    if sum(each.disk["total"] for each in (*found.before, found)) > found.disk["free"]:
         return "It does not fit on the disk: take a smaller --net or fewer --snapshots, or another place with --out."
     if not found.fits:
         return "It does not fit into memory: give --micro, the samples that are computed at once, or a smaller --net."

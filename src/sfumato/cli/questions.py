@@ -56,7 +56,7 @@ MEMORIZATION = Command(
         flag("--holdout-split", "NAME", "The split of the unseen data to read, such as test; --key is that of both."),
         *READING,
         flag("-n --number", int, "Samples to draw.", 512),
-        flag("--steps", int, "Steps of the solver.", 10),
+        flag("--steps", int, "Steps of the solver; by default 10."),
         flag("--guidance", float, "Guidance scale; by default none: the learned law."),
         WEIGHTS,
         flag("-o --out", "PATH", "A picture (.png) of the samples closest to training samples, above those."),
@@ -74,10 +74,10 @@ EVALUATE = Command(
     "the values, with the protocol of each and its hash.",
     [
         place("model", "MODEL", "A run folder or a .safetensors file; or samples in files (a folder of pictures)."),
-        flag("--reference", "DATA", "The real data; by default those of the run folder.", dest="data"),
+        flag("--reference", "DATA", "The real data, or a run with them; by default those of MODEL.", dest="data"),
         flag(
             "--metric", "NAME",
-            f"One of {', '.join(names('metric'))}; repeat it for more. By default those usual for this kind of data.",
+            f"One of {', '.join(names('metric'))}; several with commas. By default those usual for this kind of data.",
             action="append", dest="metrics",
         ),
         flag("-n --number", int, "Samples, at most half of the real ones; by default up to 1,000, or 100 texts."),

@@ -15,8 +15,9 @@ import numpy as np
 from sfumato import pictures
 from sfumato.conditions import Text
 from sfumato.data import DataSpec, file_format
+from sfumato.data.lengths import MANIFEST
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic, reason
+from sfumato.files import atomic, forsaken, reason, write_text
 
 OWN = (".png", ".npz", ".npy")
 OF_SEQUENCES = (".png", ".npz", ".parquet")
@@ -82,6 +83,8 @@ def check(out: str, kinds: Collection[str]) -> Path:
             pass
     except OSError as error:
         raise SfumatoError(f"{out} cannot be written: {nearest}: {reason(error)}") from None
+    if (place := path if folder else path.parent).is_dir():
+        forsaken(place, "*" if folder else path.name)
     return path
 
 
@@ -226,6 +229,8 @@ def _folder(path: Path, x: np.ndarray, given: Columns, spec: DataSpec, facts: di
         for key in ("first", "number"):
             own.pop(key)
         save(path / f"{name}{suffix}", _full_scale(sample, spec) if suffix == ".png" else sample, own)
+    if spec.lengths is not None and suffix == ".npy":  # which of the axes are the steps, no file says
+        write_text(path / MANIFEST, json.dumps(facts))
     return len(x)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SfumatoError, an
-from ..files import reason, require_plain
+from ..files import first_line, reason, require_plain
 from .folders import open_table
 from .formats import Size
 from .names import Asked, choose_split, split_of
@@ -26,6 +26,8 @@ def open_dataset(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: A
     """The source of a data set, read as a table in a file is. Raises SfumatoError for a stream, which has no end."""
     notes: list[str] = []
     if isinstance(obj, Mapping):
+        if not obj:
+            raise SfumatoError("the data set is empty: it has no splits")
         names = {name: split_of(name) or name for name in obj}
         split = choose_split(Counter(names.values()), asked.split, "the data set", "split")
         obj = next(obj[name] for name, known in names.items() if known == split.name)
@@ -35,13 +37,27 @@ def open_dataset(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: A
             f"{an(type(obj).__name__)} is a stream without a known end: take a part of it into memory, "
             "datasets.Dataset.from_list(list(stream.take(10_000)))"
         )
-    if not len(obj):
+    rows = _rows(obj)
+    if not len(rows):
         raise SfumatoError("the data set is empty: it has no rows")
-    table = obj.with_format("arrow")[:]
-    table = table.replace_schema_metadata(obj.features.arrow_schema.metadata)  # names of classes
-    found = of_table(table, getattr(obj.info, "dataset_name", None) or "dataset", size, kinds, asked)
+    found = of_table(rows, getattr(getattr(obj, "info", None), "dataset_name", None) or "dataset", size, kinds, asked)
     found.notes[1:1] = notes
     return found
+
+
+def _rows(obj: Any) -> Any:
+    """The rows of a data set as a table of pyarrow, with the names of its classes."""
+    try:
+        import pyarrow as pa
+
+        table = obj.with_format("arrow")[:]
+        if isinstance(table, pa.Table):
+            return table.replace_schema_metadata(obj.features.arrow_schema.metadata)
+        why = f"its rows are {an(type(table).__name__)}"
+    except Exception as error:  # of code that is not `datasets`, or of columns that it cannot read
+        why = first_line(error)
+    what = an(type(obj).__name__)
+    raise SfumatoError(f"{what} is no data set of `datasets` that can be read ({why}): give a dict of its columns")
 
 
 def of_table(table: Any, name: str, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:

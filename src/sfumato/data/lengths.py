@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .rows import Samples
 
 LAYOUTS = ("L", "LC", "CL")  # of the user's arrays: numbers, steps of channels, channels of steps
+MANIFEST = "manifest.json"  # in a folder of samples, a file each, which do not say their layout
 SEVERAL = "sequences of several lengths"
 _WHOLE = schema.listed(schema.whole(1, 2**31), 1)
 SCHEMA = schema.fields({"layout": schema.text, "steps": _WHOLE, "counts": _WHOLE})

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import schema
 from ..errors import SfumatoError, an, counted, place, whole
 from ..files import require_plain
 from ..machine import default_cpu, fits
@@ -22,7 +23,7 @@ from .formats import Size
 from .images import IMAGE_SUFFIXES, together
 from .kinds import columns, with_kinds, with_label
 from .labels import encode_labels
-from .lengths import layout_in
+from .lengths import MANIFEST, layout_in
 from .named_arrays import label_keys, pick, spelt
 from .names import Asked, choose_split, split_of, split_of_file
 from .numpy_files import Archive
@@ -290,11 +291,13 @@ def _each_a_sample(root: Path, files: Sequence[Path], found: Files, asked: Asked
     parts = [arrays.read_npy(path) for path in files]
     if len({part.shape for part in parts}) > 1 and not sequences.found(parts):
         raise SfumatoError(f"{root} {arrays.ragged(parts)}")
-    source = _from_array(parts, {}, str(root), root.resolve().name, asked.layout)
+    manifest = root / MANIFEST  # of a folder that `sfumato sample` wrote
+    text = schema.read_text(manifest, _MANIFEST) if manifest.is_file() else ""
+    source = _from_array(parts, {}, str(root), root.resolve().name, layout_in(text) or asked.layout)
     names = [path.relative_to(root).as_posix() for path in files]
     conditions, notes = conditions_of_files(root, names)
     source = replace(source, conditions=conditions, ids=names, groups=names)
-    used = {*files, *(path for path in found.paths if path.name.lower() in metadata.NAMES)}
+    used = {*files, *(path for path in found.paths if path.name.lower() in (*metadata.NAMES, MANIFEST))}
     left = [(path.relative_to(root).as_posix(), "not a .npy file of this split") for path in {*found.paths} - used]
     return _noted(source, [*notes, *note, *found.notes], [*left, *found.skipped])
 

@@ -23,7 +23,7 @@ from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import lengths, normalising
 from .lengths import Lengths
-from .statistics import GROUP, statistics
+from .statistics import GROUP, statistics, unseen
 from .table_schema import SCHEMA as TABLE
 from .table_schema import TableSchema
 from .text import SCHEMA as TOKENISER
@@ -59,6 +59,7 @@ _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
 _LATER = {
     "text": schema.optional(TOKENISER), "table": schema.optional(TABLE), "stored": schema.mapping(schema.anything),
     "missing": schema.listed(schema.number(0, 1)), "lengths": schema.optional(lengths.SCHEMA),
+    "unseen": schema.listed(schema.whole(0, 2**31)),
 }  # fmt: skip
 _SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, _LATER, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
@@ -85,6 +86,7 @@ class DataSpec:
     missing: the share of missing values, NaN in x, of each channel, in sequences before their ends; () for whole
         samples. The network gets their mask.
     lengths: the law of the lengths of sequences, beyond whose ends values are missing; None for samples of one shape.
+    unseen: which values of a flat sample are missing in all of the training; `denormalise` leaves them NaN.
     """
 
     shape: tuple[int, ...]
@@ -100,6 +102,7 @@ class DataSpec:
     table: TableSchema | None = None
     missing: tuple[float, ...] = ()
     lengths: Lengths | None = None
+    unseen: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -114,6 +117,8 @@ class DataSpec:
             raise SfumatoError(f"a data spec of shape {self.shape} has another number of columns than its table")
         if len(self.missing) not in (0, len(self.normaliser.mean)):
             raise SfumatoError("a data spec needs the share of missing values of each channel, or none")
+        if self.unseen and not (self.missing and max(self.unseen) < math.prod(self.shape)):
+            raise SfumatoError("a data spec names values that are missing in every sample, and has no such values")
         if self.missing and MISSING in self.conditions:
             raise SfumatoError(f"a condition of data with missing values cannot be called {MISSING!r}: rename it")
         if self.lengths is not None and (
@@ -170,6 +175,7 @@ class DataSpec:
             table=source.table,
             missing=source.missing,
             lengths=Lengths.fit(source.x, source.layout, indices) if source.layout else None,
+            unseen=unseen(source.x, indices) if source.missing and not source.layout else (),
         )
 
     @property
@@ -222,7 +228,10 @@ class DataSpec:
         z = self._batch(z)
         if z.device.type == "mps":  # MPS has no float64
             z = z.cpu()
-        return self.rounded(self.normaliser.denormalise(z))
+        x = self.normaliser.denormalise(z)
+        if self.unseen:
+            x = x.flatten(1).index_fill(1, torch.tensor(self.unseen, device=x.device), math.nan).view(x.shape)
+        return self.rounded(x)
 
     def rounded(self, x: Tensor) -> Tensor:
         """Real numbers x (B, *shape) in the user's units -> in the user's dtype too, as `denormalise` says."""
@@ -355,6 +364,9 @@ class DataSpec:
             constant = " (constant)" if self.statistics.low[c] == self.statistics.high[c] else f", std {s:.6g}"
             lines.append(f"channel {c}: mean {m:.6g}{constant}.")
         lines += missing_words(self.missing)
+        if self.unseen:
+            every = f"{len(self.unseen):,} of the {math.prod(self.shape):,} values"
+            lines.append(f"{every} are missing in all of the training: samples have NaN there.")
         if self.classes:
             shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
             lines.append(f"{len(self.classes)} classes: {shown}.")
@@ -378,6 +390,7 @@ class DataSpec:
             **({} if self.table is None else {"table": self.table.to_dict()}),
             **({"missing": list(self.missing)} if self.missing else {}),
             **({} if self.lengths is None else {"lengths": self.lengths.to_dict()}),
+            **({"unseen": list(self.unseen)} if self.unseen else {}),
         }
 
     @classmethod
@@ -387,7 +400,7 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, "table": None, "stored": {}, "missing": (), "lengths": None, **data}
+        data = {"text": None, "table": None, "stored": {}, "missing": (), "lengths": None, "unseen": (), **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -403,6 +416,7 @@ class DataSpec:
             table=None if data["table"] is None else TableSchema.from_dict(data["table"]),
             missing=tuple(map(float, data["missing"])),
             lengths=None if data["lengths"] is None else Lengths.from_dict(data["lengths"]),
+            unseen=tuple(data["unseen"]),
         )
 
 

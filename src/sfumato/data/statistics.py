@@ -38,6 +38,14 @@ def chunks(x: "Samples", indices: Tensor | None = None) -> Iterator[Tensor]:
             count(len(block))
 
 
+def unseen(x: "Samples", indices: Tensor | None = None) -> tuple[int, ...]:
+    """The values of a flat sample that are missing, NaN, in all of x (N, *shape), or of those at `indices`."""
+    gaps = torch.ones(x.shape[1:], dtype=torch.bool)
+    for block in blocks(x, indices):
+        gaps &= block.isnan().all(0)
+    return tuple(gaps.flatten().nonzero()[:, 0].tolist())
+
+
 def statistics(x: "Samples", indices: Tensor | None = None) -> Statistics:
     """The mean, deviation and range of x (N, C, *spatial) by channel, and the least deviation within neighbours."""
     mean, std, low, high = moments(x, indices)

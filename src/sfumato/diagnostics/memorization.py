@@ -110,7 +110,7 @@ def memorization(
     labels: Any = None,
     size: int | None = None,
     features: Features | None = None,
-    steps: int = _STEPS,
+    steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
     batch: int = 256,
@@ -123,8 +123,8 @@ def memorization(
     model: a denoiser, or the path of a model file or run folder. data: its training data, as `sf.data.open` takes them,
     with the training's settings `labels` and `size`; split as in training, or the training set alone if `holdout` is
     unseen data. generated: samples to judge, in the units of the data, instead of new ones; of sequences a list.
-    samples: how many to draw, in `steps` steps (a coupling flow in one call), by default unguided (the learned law),
-    with the conditions of their twins; where these are more than classes, a sample is not compared with its own twin,
+    samples: how many to draw, by default in 10 steps (a coupling flow in one call) and unguided (the learned law), with
+    the conditions of their twins; where these are more than classes, a sample is not compared with its own twin,
     which it should resemble. features: a map x (B, *shape) in the units of the data -> (B, F), in which to measure
     distances; by default these use all numbers, each divided by its channel's deviation.
 
@@ -139,7 +139,7 @@ def memorization(
     source, train, unseen, rest = _sides(model, data, holdout, labels, size)
     if source.text is not None:
         raise SfumatoError(f"{source.name} is text, and distances between texts say little: read its samples instead.")
-    require_distances(source, unseen)
+    require_distances(source, unseen, features)
     twins = choose(train, samples if generated is None else len(generated), seed)
     if source.layout and isinstance(generated, list | tuple):
         generated = Lengths.fit(source.x, source.layout).padded(generated, source.shape)
@@ -147,19 +147,23 @@ def memorization(
     if generated is None:
         cond = of_data(model, source, twins)
         drawn_from = model if guidance is None else guide(model, guidance)
-        asked = None if isinstance(model, CouplingFlow) else steps
-        generated = drawn(drawn_from, len(twins), asked, seed, cond, batch)
+        steps = _STEPS if steps is None and not isinstance(model, CouplingFlow) else steps
+        generated = drawn(drawn_from, len(twins), steps, seed, cond, batch)
     space = Space(getattr(model, "spec", None), features, device, unordered(model))
     if source.table is not None:
         generated, source, unseen, space = of_cells(generated, source, unseen, features)
     return compare(generated, source, train, (unseen, rest), twins, space, seed, told=told)
 
 
-def require_distances(*sources: Source) -> None:
-    """Raise SfumatoError for samples with missing values, between which no distance is known here."""
-    for source in sources:
-        if any(source.missing):
-            raise SfumatoError(f"{source.name} has missing values, and distances are those of whole samples alone.")
+def require_distances(source: Source, unseen: Source, features: Features | None) -> None:
+    """Raise SfumatoError for missing values where they have no distances: in sequences, to whole samples, in
+    features."""
+    gaps = [any(each.missing) for each in (source, unseen)]
+    if any(gaps) and (features is not None or source.layout or not all(gaps)):
+        name = (source if gaps[0] else unseen).name
+        raise SfumatoError(
+            f"{name} has missing values, which have no distances in features, in sequences, or to whole samples."
+        )
 
 
 def drawn(
@@ -261,6 +265,8 @@ def compare(
         bank = train[noise.permutation(seed, 1, len(train))[:searched]].sort().values
         notes.append(f"Only {len(bank):,} training samples were searched, to stay within the budget.")
     asked, twins = twins, twins.unique()
+    if source.missing and not source.layout:  # samples lack what their twins do, which is fair where chance decides it
+        generated = torch.where(source.x[asked].isnan(), torch.nan, generated.cpu())
     if told:
         notes.append("Each sample was given the conditions of a training sample, which it was not compared with.")
     if len(held) < _FEW:
@@ -287,7 +293,7 @@ def compare(
         ratio=_ratio(scores, twin_scores, worth, seed),
         closer=fraction(_closer(scores, twin_scores), pairs),
         copies=_copies(near), copies_real=_copies(own),
-        exact=int(_equal(generated.cpu(), source.x[near.row]).sum()),
+        exact=int((near.first.isfinite() & _equal(generated.cpu(), source.x[near.row], not source.layout)).sum()),
         leaked=_leaked(source.x, bank, other.x, held),
         samples=len(scores), twins=len(twin_scores), pairs=pairs,
         train=len(train), searched=len(bank), holdout=len(held),
@@ -307,9 +313,10 @@ def pairs_picture(found: Memorization, spec: Any) -> Any:
 
 
 def _score(first: Tensor, away: Tensor) -> Tensor:
-    """log d(x, train) / d(x, hold-out), float64; 0 if x is in both."""
+    """log d(x, train) / d(x, hold-out), float64; 0 if x is in both, or has no number in common with either."""
     first, away = first.double(), away.double()
-    return torch.where((first == 0) & (away == 0), 0.0, first.log() - away.log())
+    same = (first == away) & ((first == 0) | first.isinf())
+    return torch.where(same, 0.0, first.log() - away.log())
 
 
 def _closer(a: Tensor, b: Tensor) -> float:
@@ -347,9 +354,10 @@ def _copies(near: Near) -> float:
     return float((near.first < _THIRD * near.second).double().mean())
 
 
-def _equal(a: Tensor, b: Tensor) -> Tensor:
-    """Which rows are equal, bool (n,); NaN, beyond the end of a sequence, equals NaN."""
-    return ((a == b) | (a.isnan() & b.isnan())).flatten(1).all(1)
+def _equal(a: Tensor, b: Tensor, gaps: bool) -> Tensor:
+    """Which rows are equal, bool (n,); NaN, beyond the end of a sequence, equals NaN; with gaps, it equals anything."""
+    alike = a.isnan() | b.isnan() if gaps else a.isnan() & b.isnan()
+    return ((a == b) | alike).flatten(1).all(1)
 
 
 def _leaked(x: Samples, train: Tensor, other: Samples, held: Tensor) -> int:

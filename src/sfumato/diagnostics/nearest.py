@@ -1,4 +1,7 @@
-"""Nearest neighbours, block by block: |q - x|^2 = |q|^2 + |x|^2 - 2 q.x in float64, 0 within float32 rounding."""
+"""Nearest neighbours, block by block: |q - x|^2 = |q|^2 + |x|^2 - 2 q.x in float64, 0 within float32 rounding.
+
+Of samples with missing values it is D / n times the sum over the n of their D numbers that both have.
+"""
 
 from __future__ import annotations
 
@@ -60,21 +63,31 @@ class Near(NamedTuple):
 def nearest(
     queries: Tensor, x: Samples, rows: Tensor, space: Space, apart: Tensor | None = None, keys: Tensor | None = None
 ) -> Near:
-    """The nearest of x[rows] to each query (Q, F); the distance is infinite if there is none.
+    """The nearest of x[rows] to each query (Q, F); the distance is infinite if there is none, or no number in common.
 
     keys: int64, one for each of `rows`; apart (Q,): the key of rows that are excluded for a query (-1: none).
     """
-    squares = queries.square().sum(1)[:, None]
     best = torch.full((len(queries), 2), torch.inf, dtype=queries.dtype, device=queries.device)
     found = torch.zeros_like(best, dtype=torch.int64)
     for part in torch.arange(len(rows)).split(max(1, _BLOCK // max(1, *queries.shape))):
-        block = space(x[rows[part]])
-        scale = squares + block.square().sum(1)
-        square = scale - 2 * queries @ block.T
-        square = torch.where(square > _SAME * scale, square, 0.0)
+        square = _squares(queries, space(x[rows[part]]))
         if apart is not None and keys is not None:
             square[apart[:, None].to(square.device) == keys[part].to(square.device)] = torch.inf
         best, order = torch.cat((best, square), 1).topk(2, dim=1, largest=False)
         found = torch.cat((found, part.to(found).expand(len(queries), -1)), 1).gather(1, order)
     first, second = best.sqrt().cpu().T
     return Near(first, second, rows[found[:, 0].cpu()])
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """The squared distances of rows a (Q, F) and b (N, F), float64 (Q, N), over the numbers that both have."""
+    here, there = ((~each.isnan()).to(each) for each in (a, b))
+    whole = bool(here.all()) and bool(there.all())
+    a, b = (a, b) if whole else (a.nan_to_num(), b.nan_to_num())
+    scale = a.square() @ there.T + here @ b.square().T if not whole else a.square().sum(1)[:, None] + b.square().sum(1)
+    square = scale - 2 * a @ b.T
+    square = torch.where(square > _SAME * scale, square, 0.0)
+    if whole:
+        return square
+    common = here @ there.T
+    return torch.where(common > 0, square * (a.shape[1] / common), torch.inf)

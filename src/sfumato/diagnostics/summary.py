@@ -270,7 +270,8 @@ def commands(
     if (found.get("quarter") or {}).get("trend") == "improving":
         name = "steps" if settings["steps"] else "minutes"
         lines.append(f"sfumato resume {where} --{name} {settings[name] * 2:.12g}{own}")
-    copies = [] if kind == "text" or model["spec"].get("missing") else [f"sfumato memorization {where}{own}"]
+    gaps = model["spec"].get("lengths") and any(model["spec"]["missing"])  # steps missing within sequences
+    copies = [] if kind == "text" or gaps else [f"sfumato memorization {where}{own}"]
     return [*lines, *copies, f"sfumato info {where}"]
 
 

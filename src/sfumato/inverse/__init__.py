@@ -13,6 +13,7 @@ from sfumato.inverse.pigdm import PiGDM as PiGDM
 from sfumato.inverse.posterior import Posterior as Posterior
 from sfumato.inverse.posterior import condition_on as condition_on
 from sfumato.inverse.posterior import posterior as posterior
+from sfumato.inverse.posterior import way as way
 from sfumato.inverse.replacement import RePaint as RePaint
 from sfumato.inverse.replacement import Replacement as Replacement
 from sfumato.inverse.smc import SMC as SMC

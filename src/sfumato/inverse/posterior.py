@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ from sfumato.noise import STEP, Noise, permutation
 from sfumato.process import Masked
 from sfumato.registry import make
 from sfumato.sampling import refuse_arguments, sample
-from sfumato.solver_selection import AnySolver
+from sfumato.solver_selection import AnySolver, make_plan
+from sfumato.solvers import Plan
 
 PARTICLES = 1024
 FEW = 64  # numbers, up to which particles are sure to cover the law
@@ -111,24 +112,52 @@ def posterior(
         x, steps = filled(model, y, operator, noise, n, steps, solver, more)
         return Posterior(x, "reveal" if solver is None else str(solver), steps)
     measurement = Measurement(model, y, operator, noise, normalised)
+    found = way(model, measurement, method, n, steps, particles, solver)
+    how = {"seed": seed, "batch": batch, "normalised": normalised, **cond}
+    if isinstance(found.method, SMC):
+        if index is not None:
+            raise SfumatoError("The particles of smc are one sample together: leave index out, and set another seed.")
+        return _of_particles(found.method, model, measurement, n, found.rows, found.steps, how)
+    x = sample(found.model, n, solver=found.plan, index=index, **how)
+    return Posterior(x, str(found.method), found.steps)
+
+
+class Way(NamedTuple):
+    """How samples of p(x | y) are drawn: rows (particles or samples) that call the model `calls` times each.
+
+    model, plan: what `sample` walks along, (the model, None) for particles.
+    """
+
+    method: Method
+    model: Any
+    plan: Plan | None
+    steps: int
+    rows: int
+    calls: int
+
+
+@default_cpu()
+def way(
+    model: Any, measurement: Measurement, method: Words = "auto", n: int = 16, steps: int | None = None,
+    particles: int = PARTICLES, solver: AnySolver | None = None,
+) -> Way:  # fmt: skip
+    """The way that `posterior` takes for a measurement with these arguments, before anything is drawn."""
     chosen = _automatic(measurement) if method == "auto" else make("method", method)
     if not isinstance(chosen, Method):
         raise SfumatoError(f"The method of a posterior is a name such as 'mmps', not {method!r:.80}.")
     chosen.check(measurement)
     if solver is not None and not isinstance(chosen, BeliefMethod):
         raise SfumatoError(f"{chosen} is a walk of its own: leave solver out, or use mmps, tmpd, pigdm or ddnm.")
-    steps = chosen.usual_steps if steps is None else whole("steps", steps)
-    how = {"seed": seed, "batch": batch, "normalised": normalised, **cond}
+    steps, n = chosen.usual_steps if steps is None else whole("steps", steps), whole("n", n)
     if isinstance(chosen, SMC):
-        if index is not None:
-            raise SfumatoError("The particles of smc are one sample together: leave index out, and set another seed.")
-        return _of_particles(chosen, model, measurement, whole("n", n), max(n, particles), steps, how)
-    how |= {"n": n, "steps": steps, "index": index}
+        return Way(chosen, model, None, steps, max(n, particles), steps)
     if isinstance(chosen, BeliefMethod):
-        solver = chosen.usual_solver if solver is None else solver
-        return Posterior(sample(Conditioned(model, chosen, measurement), solver=solver, **how), str(chosen), steps)
-    assert isinstance(chosen, StepMethod)
-    return Posterior(sample(model, solver=Steps(chosen, measurement), **how), str(chosen), steps)
+        model = Conditioned(model, chosen, measurement)
+        plan = make_plan(model, steps, chosen.usual_solver if solver is None else solver)
+    else:
+        assert isinstance(chosen, StepMethod)
+        plan = Steps(chosen, measurement).plan(model.process, steps)
+    return Way(chosen, model, plan, steps, n, plan.spent)
 
 
 def _automatic(measurement: Measurement) -> Method:

@@ -18,8 +18,13 @@ from sfumato.state import samples
 _ROWS = 512  # of a call
 
 
-def known(model: Autoregressive | CouplingFlow, x: Any, method: str | None, cond: Mapping[str, Any]) -> Measured:
+def known(
+    model: Autoregressive | CouplingFlow, x: Any, method: str | None, steps: int | None, cond: Mapping[str, Any]
+) -> Measured:  # fmt: skip
     """log p of x in user units: symbols (B, 1, L) of an autoregressive model, or vectors (B, D) of a coupling flow."""
+    if steps is not None:
+        what = "A coupling flow" if isinstance(model, CouplingFlow) else "An autoregressive model"
+        raise SfumatoError(f"{what} has its exact log p in one call: leave steps out.")
     x = samples(x, "log_prob")
     if model.spec is not None:
         model.spec.check(x)

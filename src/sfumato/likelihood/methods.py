@@ -86,7 +86,7 @@ def log_prob(
     log p(x | its length), and of samples with missing values (NaN) that of those that are there (`present`).
     """
     if isinstance(model, Autoregressive | CouplingFlow):
-        return known(model, x, method, cond)
+        return known(model, x, method, steps, cond)
     refuse_arguments(log_prob, model, cond)
     if latent_of(model) is not None or are_rows(model, x):
         return _of_its_own(model, x, method, index, seed, {"steps": steps, "probes": probes, "batch": batch, **cond})

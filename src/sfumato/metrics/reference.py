@@ -111,9 +111,10 @@ class Reference:
     def with_gaps(self, x: Tensor) -> Tensor:
         """Whole samples without the values that those of the first half lack, which is fair where these are missing at
         random; sequences, and samples beside whole data, as they are."""
-        if self.source.layout or not self.source.missing or bool(x.isnan().any()):
+        if self.source.layout or not self.source.missing:
             return x
-        return torch.where(self.source.x[self.rest].isnan(), torch.nan, x)
+        gaps = self.source.x[self.rest].isnan()  # which those of samples lie within, unless they are their own
+        return x if bool((x.isnan() & ~gaps).any()) else torch.where(gaps, torch.nan, x)
 
     def _rows(self, rows: Tensor) -> Any:
         x = self.source.x[rows]

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import SfumatoError
+from .autoencoder import Autoencoder
 
 
 class _Count(TorchDispatchMode):
@@ -45,6 +46,7 @@ def flops(net: nn.Module) -> int:
     symbols = getattr(net, "takes_symbols", False)
     x = torch.zeros(1, 1, shape[1], dtype=torch.int64) if symbols else torch.zeros(1, *shape, dtype=weight.dtype)
     x, level = x.to(weight.device), torch.zeros(1, device=weight.device)
+    inputs = (x,) if isinstance(net, Autoencoder) else (x, level)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Count() as count:
-        net(x, level)
+        net(*inputs)
     return count.total

@@ -67,7 +67,11 @@ class PathDistillation(MapLoss):
         return square(model.mean(z, t, s, **cond.to(z.device)) - target)
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
-        raise NotImplementedError  # `losses` takes its paths from the kept ones
+        """The same of a path that is not kept, which the teacher walks in K steps: direct distillation."""
+        s = flow_map.time(model.process, path.end)
+        with torch.no_grad():
+            target = step(self.guide(model, path.z), path.z, path.t, s, self.steps, **path.cond)
+        return square(model.mean(path.z, path.t, s, **path.cond) - target)
 
     def _angle(self, model: FlowMap, k: Tensor) -> Tensor:
         return angle(model.process, 1.0) * (1 - k.double() / self.steps)

@@ -42,7 +42,7 @@ REWARDED, PREFERRED, PLAYED = "reward-weighted", "dpo", "fpo"  # the methods of 
 HELD = 512  # that the run counts as its data, which number its steps and are held out
 SHOWN = 256  # samples, and pairs, of a report
 DRAWN, LEVELS = 2, 8  # of each log-ratio and KL, of which a report takes means
-LR = 2e-4  # the first steps of the demo's network at 4e-3, that of training, went 190 nats from it, at 4e-4 4
+LR = 5e-5  # of 2e-4 most of the way from the demo's network was its own wandering; at 4e-3 3 steps went 190 nats
 REWARD_SECONDS = 600.0  # that a call of a reward may take
 FILE, AIM, REFERENCE = "alignment.json", "aim.json", "reference.safetensors"  # their names within a run folder
 MEMORY = "(in memory)"  # in AIM, what only the caller has
@@ -122,7 +122,7 @@ def align(
     in parentheses: "fpo(every=50)". beta: the temperature, in units of the reward. weight: of the ratio
     (`contraction`). samples: drawn from the model, by default 4,096, or 1,024 in each round of an on-policy method.
     judge: a second reward that is only measured. reward_seconds: how long a call of either may take, None for any time.
-    settings: those of `sf.train`, with lr=2e-4 by default. The run's folder holds the report as alignment.json.
+    settings: those of `sf.train`, with lr=5e-5 by default. The run's folder holds the report as alignment.json.
     `sample` with the same seed shows a sample before and after.
     A run that was stopped, or whose reward failed, goes on with `resume`.
     """

@@ -126,7 +126,7 @@ class TrainConfig:
     optimizer: str = "muon"
     """The optimiser: {optimizer}. muon uses Muon for the matrices and AdamW for the rest."""
     lr: float = 4e-3
-    """Peak learning rate; 2e-3 suits adamw."""
+    """Peak learning rate; 2e-3 suits adamw. With lora it is by default 0.02, as adapters take larger steps."""
     warmup: int = 4000
     """Samples over which the learning rate rises; at most 3 % of the run."""
     decay: float = 0.7
@@ -281,6 +281,7 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
 
 _KINDS = {"conditions": "{'mass': 'scalar'}", "columns": "{'zip': 'category'}"}
 _LARGEST = 1 << 16  # bytes of a file of settings, ten times those of one with every setting and its description
+ADAPTERS_LR = 0.02  # five times that of all weights (docs/how-to/fine-tuning.md)
 _TINY, _YEARS = 1e-12, 1e7  # minutes: about twenty years
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("minutes", 1e-3, _YEARS), ("steps", 1, 2**53), ("size", 1, 65536), ("length", 1, 2**20),
@@ -323,7 +324,12 @@ def from_dict(values: Mapping[str, Any], where: str = "") -> TrainConfig:
         if name not in known:
             place = f" in {where}" if where else ""
             raise SfumatoError(f"There is no setting {name!r}{place}: {suggest(str(name), known)}")
-    return TrainConfig(**values)
+    return TrainConfig(**_of_adapters(values))
+
+
+def _of_adapters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the default learning rate of adapters, if these are trained."""
+    return {"lr": ADAPTERS_LR, **values} if values.get("lora") is not None else dict(values)
 
 
 def from_yaml(path: str) -> TrainConfig:
@@ -353,7 +359,7 @@ def read(path: str) -> dict[str, Any]:
     for field in dataclasses.fields(TrainConfig):
         if field.name in values:
             schema.require(values, functools.partial(_well_typed, field), path)
-    return {**TrainConfig().to_dict(), **renamed(values)}
+    return {**TrainConfig().to_dict(), **_of_adapters(renamed(values))}
 
 
 def _scan(text: str, path: str) -> None:

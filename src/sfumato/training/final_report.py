@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import of_data
+from sfumato.coupling_flow import CouplingFlow
 from sfumato.diagnostics import report, summary
 from sfumato.diagnostics.checks.evidence import Evidence, information
 from sfumato.diagnostics.information import Information
@@ -89,19 +90,20 @@ class FinalReport(Hook):
 def _drawn(session: Session) -> Tensor | str:
     """As many samples of the model as the run can afford, under the conditions of `_twins`; or why there are none."""
     best = session.state.best
-    if not hasattr(best, "process"):
+    steps = None if isinstance(best, CouplingFlow) else GRID_STEPS
+    if steps is not None and not hasattr(best, "process"):
         return f"{an(type(best).__name__)} has no samples to compare here"
     if session.source.text is not None:
         return "distances between texts say little"
-    if any(session.source.missing):
-        return "missing values have no distances between samples"
-    count = min(_MOST_COPIES, int(3 * COPIES * session.total / GRID_STEPS))
+    if session.source.layout and any(session.source.missing):
+        return "missing steps have no distances between sequences"
+    count = min(_MOST_COPIES, int(3 * COPIES * session.total / (steps or 1)))
     if count < _LEAST_COPIES or len(session.train) < 2:
         return f"the run was too short (sfumato memorization {session.path} measures it)"
     try:
         with session.state.spending("memorisation"), evaluating(best):
             cond = of_data(best, session.source, _twins(session, count))
-            return drawn(best, count, GRID_STEPS, session.config.seed, cond, world=session.world)
+            return drawn(best, count, steps, session.config.seed, cond, world=session.world)
     except SfumatoError as error:
         return str(error).rstrip(".")
 

@@ -31,13 +31,14 @@ from sfumato.folder import Log, read
 from sfumato.folder import found as checkpoints
 from sfumato.guidance import guide
 from sfumato.machine import available, device_of, out_of_memory, peak_memory
-from sfumato.nets import Autoencoder, Couplings, flops
+from sfumato.nets import Couplings, flops
 from sfumato.nets.lora import trainable, unadapted
 from sfumato.noised import evaluating
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
-from sfumato.training import averages
-from sfumato.training.config import TrainConfig
+from sfumato.training import averages, stages
+from sfumato.training.codes import AUTOENCODER
+from sfumato.training.config import TrainConfig, from_dict
 from sfumato.training.console import Silent
 from sfumato.training.evaluation_schedule import log_every, validations
 from sfumato.training.grids import halfway
@@ -74,7 +75,8 @@ class Forecast:
     parts: the same for its start, its steps, the work between them and its end. memory: train, the peak resident
     memory of this process while it rehearsed the run, and free, the memory that it may use; with an accelerator also
     device_train and device_free. disk: the run folder by parts, with total and free. sampling: number, steps and
-    seconds of a default `sfumato sample`.
+    seconds of a default `sfumato sample`. before: of a latent model the forecast of its autoencoder, unless that is
+    given; all else is then of the denoiser.
     """
 
     config: TrainConfig
@@ -87,18 +89,21 @@ class Forecast:
     memory: dict[str, int]
     disk: dict[str, int]
     sampling: dict[str, Any]
+    before: tuple[Forecast, ...] = ()
 
     @property
     def fits(self) -> bool:
         """Whether there is enough memory and disk space."""
-        known = self.memory
+        known, disk = self.memory, sum(each.disk["total"] for each in (*self.before, self))
         on_device = known.get("device_train", 0) <= known.get("device_free", 0)
-        return self.disk["total"] <= self.disk["free"] and known["train"] <= known["free"] and on_device
+        own = disk <= self.disk["free"] and known["train"] <= known["free"] and on_device
+        return own and all(each.fits for each in self.before)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         named = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Range)}
-        return {**vars(self), **named, "config": self.config.to_dict(), "fits": self.fits}
+        before = [each.to_dict() for each in self.before]
+        return {**vars(self), **named, "config": self.config.to_dict(), "fits": self.fits, "before": before}
 
 
 @dataclasses.dataclass
@@ -155,11 +160,6 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     Raises SfumatoError for whatever `sf.train` would refuse, and if memory is too small even for one sample at a time.
     """
     chosen, labels = in_words(data, out, labels, settings)
-    if chosen.latent or chosen.autoencoder is not None:
-        raise SfumatoError(
-            "A latent model is trained in two stages, and a plan is of one: plan the autoencoder with --loss "
-            "autoencoding, and leave latent and autoencoder out."
-        )
     if chosen.cascade is not None:
         raise SfumatoError(
             "A cascade is trained in stages, and a plan is of one: plan each with --size and its share of the budget, "
@@ -170,11 +170,11 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
             "An unCLIP pair is trained in two stages, and a plan is of one: plan the data without unclip and embedding "
             "on half of the budget, which the decoder takes; the prior is small."
         )
-    device = device_of(chosen.device)
-    free = _free(device)
+    device, given = device_of(chosen.device), Objects(said=frozenset(settings))
+    latent = chosen.latent or chosen.autoencoder is not None
     with own_modes(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         try:
-            return _measured(data, labels, chosen, Path(folder), free, Objects(said=frozenset(settings)))
+            return (_of_latent if latent else _measured)(data, labels, chosen, Path(folder), given)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -184,13 +184,27 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
             ) from None
 
 
-def _measured(
-    data: Any, labels: Any, chosen: TrainConfig, path: Path, free: dict[str, int], given: Objects
-) -> Forecast:  # fmt: skip
-    start = time.perf_counter()
+def _of_latent(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Objects) -> Forecast:
+    """The forecast of the denoiser, with that of its autoencoder, which is hardly trained here, before it."""
+    place, last = path / AUTOENCODER, chosen
+    before: tuple[Forecast, ...] = ()
+    if chosen.autoencoder is not None and stages.is_file(chosen.autoencoder):
+        place.mkdir()
+        shutil.copyfile(serialization.locate(chosen.autoencoder), place / serialization.FILE)
+    else:
+        words = {"data": chosen.data, "labels": chosen.labels, "out": chosen.out, **stages.of_autoencoder(chosen)}
+        before = (_measured(data, labels, from_dict(words), place, given),)
+        last = chosen.replace(reconstruction=0, **stages.share_of_budget(chosen, 1 - stages.SHARE))
+    found = _measured(data, labels, last.replace(latent=True, autoencoder=str(place)), path, given)
+    notes = [note for note in found.facts["notes"] if not before or "The autoencoder explains" not in note]
+    return dataclasses.replace(found, before=before, facts={**found.facts, "notes": notes})
+
+
+def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Objects) -> Forecast:
+    start, free = time.perf_counter(), _free(device_of(chosen.device))
     config, source, model = prepared(data, labels, chosen, device_of(chosen.device), given)
     for part in ("samples", "checkpoints"):
-        (path / part).mkdir()
+        (path / part).mkdir(parents=True)
     own = config.replace(out=str(path), loggers=None)
     write_text(path / "config.yaml", own.to_yaml())
     with closing(usual(Session(path, own, source, State(model, own), Silent()))) as session:
@@ -283,7 +297,7 @@ def _facts(session: Session) -> dict[str, Any]:
 def _flops(net: nn.Module) -> int | None:
     """The work of a network of this package, as long as it says the shape of a sample."""
     known = registry.ships("network", type(net).__name__) and hasattr(net, "shape")
-    return flops(net) if known and not isinstance(net, Autoencoder | Couplings) else None
+    return flops(net) if known and not isinstance(net, Couplings) else None
 
 
 def _disk(session: Session, costs: Costs, steps: int) -> dict[str, int]:

@@ -93,12 +93,12 @@ def train(
         return single.train(data, out, labels, modules=modules, **how, **settings)
     with joined(device_of(settings.get("device", "auto"))) as world:
         words, _ = separate(settings, modules)
-        word = autoencoder if isinstance(autoencoder, str) and not _is_file(autoencoder) else None
+        word = autoencoder if isinstance(autoencoder, str) and not is_file(autoencoder) else None
         chosen, _ = single.in_words(data, out, labels, {**words, "latent": True, "autoencoder": word})
         path = world.broadcast_result(lambda: _begun(chosen, autoencoder))
     if autoencoder is None or word is not None:
         _first(path, chosen, data, labels, modules, how)
-        settings = {**settings, **_budget(chosen, 1 - SHARE)}
+        settings = {**settings, **share_of_budget(chosen, 1 - SHARE)}
     return _second(path, data, labels, modules, how, settings)
 
 
@@ -124,7 +124,7 @@ def resume(
     """
     path, modules, how = folder.existing(run), tuple(modules), dict[str, Any](console=console, on_start=on_start)
     place = path / AUTOENCODER
-    if (path / FIRST).is_dir() and not folder.found(path):
+    if not folder.found(path) and ((path / FIRST).is_dir() or _is_student(path, data)):
         return _student(path, data, labels, modules, how, changes)
     if (path / PRIOR).is_dir():
         return _resumed_unclip(path, data, labels, modules, how, changed, changes)
@@ -137,7 +137,7 @@ def resume(
         _stage(path, lambda: single.resume(place, data, labels, modules=modules, **how), how["console"])
     kept = {name: value for name, value in chosen.to_dict().items() if name not in _OURS and name not in changes}
     if chosen.autoencoder != new and not {"minutes", "steps"} & set(changes):
-        kept |= _budget(chosen, 1 - SHARE)
+        kept |= share_of_budget(chosen, 1 - SHARE)
     data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
     return _second(path, data, labels, modules, how, {**kept, **changes})
 
@@ -160,7 +160,7 @@ def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bo
         )
 
 
-def _is_file(word: str) -> bool:
+def is_file(word: str) -> bool:
     """Whether the setting autoencoder is a place, not a network."""
     return not registry.known("network", registry.bare(word))
 
@@ -180,7 +180,7 @@ def _begun(chosen: TrainConfig, autoencoder: Any, embedder: Embedder | None = No
         if isinstance(autoencoder, Codec):
             place.mkdir(exist_ok=True)
             serialization.save(autoencoder, place / serialization.FILE)
-        elif autoencoder is not None and (not isinstance(autoencoder, str) or _is_file(autoencoder)):
+        elif autoencoder is not None and (not isinstance(autoencoder, str) or is_file(autoencoder)):
             found = serialization.locate(autoencoder)
             place.mkdir(exist_ok=True)
             shutil.copyfile(found, place / serialization.FILE)
@@ -194,9 +194,14 @@ def _begun(chosen: TrainConfig, autoencoder: Any, embedder: Embedder | None = No
 
 def _first(path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any]) -> None:
     """Train the autoencoder."""
-    own = {name: getattr(chosen, name) for name in _BOTH if getattr(chosen, name) != getattr(TrainConfig(), name)}
-    own |= {"net": chosen.autoencoder or "auto", "loss": LOSS, **_budget(chosen, SHARE)}
+    own = of_autoencoder(chosen)
     _stage(path, lambda: single.train(data, path / AUTOENCODER, labels, modules=modules, **how, **own), how["console"])
+
+
+def of_autoencoder(chosen: TrainConfig) -> dict[str, Any]:
+    """The settings of the first stage of a latent model."""
+    own = {name: getattr(chosen, name) for name in _BOTH if getattr(chosen, name) != getattr(TrainConfig(), name)}
+    return own | {"net": chosen.autoencoder or "auto", "loss": LOSS, **share_of_budget(chosen, SHARE)}
 
 
 def _second(path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]) -> Run:
@@ -232,7 +237,7 @@ def _cascade(
     path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     """Train what is not yet trained of a cascade, and write it."""
-    sizes, settings = chosen.sizes, {**settings, **_budget(chosen, 1 / len(chosen.sizes))}
+    sizes, settings = chosen.sizes, {**settings, **share_of_budget(chosen, 1 / len(chosen.sizes))}
     for at, size in enumerate(sizes[:-1]):
         place = path / SIZE.format(size)
         if folder.found(place):
@@ -275,7 +280,7 @@ def _unclip(
     path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     """Train what is not yet trained of an unCLIP pair, and write it."""
-    settings = {**settings, "embedding": chosen.embedding, **_budget(chosen, 0.5)}
+    settings = {**settings, "embedding": chosen.embedding, **share_of_budget(chosen, 0.5)}
     place = path / PRIOR
     if not folder.found(place):
         size = chosen.net if chosen.net in nets.SIZES else "auto"  # a network by name is the decoder's
@@ -286,15 +291,26 @@ def _unclip(
     return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
 
 
-def student(
-    path: Path, first: dict[str, Any], last: dict[str, Any], data: Any, labels: Any, how: dict[str, Any]
-) -> Run:  # fmt: skip
-    """Train a student in two stages, whose settings these are; the last begins at what the first ends with."""
+def student(path: Path, stages: list[dict[str, Any]], data: Any, labels: Any, how: dict[str, Any]) -> Run:
+    """Train a student in one stage or two, whose settings these are; the last begins at what the first ends with.
+
+    All are written down before the first step, so that a run that is killed from here on can be resumed.
+    """
+    *first, last = stages
+    last = {**last, "init": str(path / FIRST)} if first else last
     with joined(device_of(last.get("device", "auto"))) as world:
-        for place, settings in ((path / FIRST, first), (path, {**last, "init": str(path / FIRST)})):
+        for place, settings in (*((path / FIRST, each) for each in first), (path, last)):
             chosen, _ = single.in_words(data, place, labels, settings)
             world.broadcast_result(partial(_written_down, place, chosen))
     return _student(path, data, labels, (), how, {})
+
+
+def _is_student(path: Path, data: Any) -> bool:
+    """Whether a run without a checkpoint is that of a student, all of whose settings are written down."""
+    if not (path / "config.yaml").exists():
+        return False
+    chosen = from_yaml(str(path / "config.yaml"))
+    return "teacher=file(" in chosen.loss and bool(chosen.init) and (data is not None or bool(chosen.data))
 
 
 def _written_down(place: Path, chosen: TrainConfig) -> None:
@@ -305,16 +321,18 @@ def _written_down(place: Path, chosen: TrainConfig) -> None:
 def _student(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changes: dict[str, Any]
 ) -> Run:  # fmt: skip
-    """Train what is not yet trained of a student in two stages."""
+    """Train what is not yet trained of a student in one stage or two."""
     place, usual = path / FIRST, TrainConfig()
 
     def new(place: Path, changes: dict[str, Any]) -> Run:
         chosen = from_yaml(str(place / "config.yaml"))
         own = {name: each for name, each in chosen.to_dict().items() if each != getattr(usual, name)}
-        own = {name: each for name, each in own.items() if name not in ("data", "out", "labels")}
+        own = {name: each for name, each in own.items() if name not in ("data", "out", "labels")} | {"lr": chosen.lr}
         x, y = chosen.data if data is None else data, chosen.labels if labels is None else labels
         return single.train(x, place, y, modules=modules, **how, **{**own, **changes})
 
+    if not place.is_dir():
+        return new(path, changes)
     if not folder.found(place):
         _stage(path, partial(new, place, {}), how["console"])
     elif not _complete(place):
@@ -369,7 +387,7 @@ def _stage(path: Path, train: Callable[[], Run], console: Console | None) -> Non
         raise Interrupted(f"{stopped} {every}") from None
 
 
-def _budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
+def share_of_budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
     """A share of the budget of the settings; of none none, since each stage then takes its own."""
     steps = None if chosen.steps is None else max(1, round(share * chosen.steps))
     return {"minutes": None if chosen.minutes is None else share * chosen.minutes, "steps": steps}
