@@ -92,6 +92,10 @@ class Known:
         parts = rows.split([shape[0] for shape in self.process.shapes.values()], 1)
         return {name: part.to(z[name].dtype) for name, part in zip(self.process.shapes, parts, strict=True)}
 
+    def kept(self, x: Tensor) -> Tensor:
+        """Drawn rows x (B, D) with what is known as it was given, to the bit."""
+        return torch.where(self.known, self.rows_of_table, x)
+
     def __call__(self, z: State, t: Time, /, **cond: Any) -> Any:
         known = self.known[:, : self.numbers].to(self.device)
         if not bool(known.any()):

@@ -135,7 +135,7 @@ def sample(
         walk = trajectory(own, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part))
         end = _end(walk, Noise(seed, which[part], STEP, plan.calls), None if ends is None else ends.beyond[part])
         seen.look(clean(end))
-        return finish(end)
+        return own.kept(finish(end)) if isinstance(own, Known) and finish is not clean else finish(end)
 
     with default_cpu(), torch.set_grad_enabled(smooth):
         samples = world.parallel_map(partial(_in_batches, one, batch, world.size == 1), torch.arange(n))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sfumato import imputation, serialization
+from sfumato.calibration import uncalibrated
 from sfumato.cli import write
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
@@ -33,6 +34,8 @@ def refuse(options: Any) -> None:
     """Raise SfumatoError for flags of tables, given of another model."""
     if options.given:
         raise SfumatoError("--given is for models of tables, and this is none: leave it out, or use --condition")
+    if options.uncalibrated:
+        raise SfumatoError("--uncalibrated is for models of tables, and this is none: leave it out")
 
 
 def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     twice = [name for name, count in Counter(name for name, _ in options.given).items() if count > 1]
     if twice:
         raise SfumatoError(f"--given says two values of {twice[0]!r}: leave one out")
+    denoiser = uncalibrated(denoiser) if options.uncalibrated else denoiser
     plan, given = make_plan(denoiser, options.steps, options.solver), dict(options.given)
     model = known_columns(denoiser, given, len(index), options.seed) if given else denoiser
     with frames.writing(path) if world.leads else nullcontext(print) as append:
@@ -66,7 +70,8 @@ def _batches(options: Any, model: Any, index: torch.Tensor, world: World) -> Ite
         for part in torch.arange(len(index)).split(size):
             own = model.rows(part) if isinstance(model, Known) else model
             z = sample(own, index=index[part], normalised=True, **how)
-            yield own.spec.denormalise(own.process.table(z))
+            x = own.spec.denormalise(own.process.table(z))
+            yield own.kept(x) if isinstance(own, Known) else x
             count(len(part))
 
 
@@ -84,6 +89,7 @@ def impute(options: Any, voice: Voice) -> None:
     path = write.check(out, frames.FILES)
     paths = [path] if number == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(number)]
     denoiser = serialization.load_sampler(options.model, options.weights, device_of(options.device))
+    denoiser = uncalibrated(denoiser) if options.uncalibrated else denoiser
     made = imputation.impute(
         denoiser, options.data, number, steps=options.steps, seed=options.seed, batch=options.batch
     )
