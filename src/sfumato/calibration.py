@@ -3,39 +3,35 @@
     x = Q(G(x')),   G the distribution function of draws x' of the model, Q the quantiles of the rows it was trained on
 
 for each column of numbers, in the units in which a table is normal. The map is monotone, so that ranks, and with them
-all that columns say of each other, stay the model's. It is fitted once, after training, and becomes a part of the
-model's units (`Normaliser`): samples leave through it, and cells that are known, filled or scored enter through its
-inverse. So all of them speak of one law, the model's after the map, and log p holds its Jacobian. G is that of the
-default solver and steps; with others the map corrects less.
+most of what columns say of each other, stay the model's. It is fitted once, after training, with few knots, since noise
+in the map of one column and not of another would widen what ties them, and only shifts what lies beyond its ends. It
+becomes a part of the model's units (`Normaliser`), through which samples leave, and is that of the default solver and
+steps; with others it corrects less. Rows of which some cells are known, and the likelihood of rows, are of the model
+without it (`columns.Known`): what it says of a column given others is nearer to the data as it was learned.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.columns import NUMBERS
+from sfumato.columns import NUMBERS, Knots, uncalibrated, with_map
 from sfumato.data import frames
 from sfumato.data.table_schema import TableSchema
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.imputation import table_of
 from sfumato.machine import default_cpu
-from sfumato.model import Denoiser
 from sfumato.noise import PRIOR, Noise
-from sfumato.normaliser import CALIBRATED, Normaliser
 from sfumato.sampling import sample
 from sfumato.state import numbers
 
 DRAWS = 16384  # of the model
-KNOTS, LEAST = 128, 256  # of a column's map; the fewest drawn numbers that it is fitted to
+KNOTS, LEAST = 32, 256  # of a column's map; the fewest drawn numbers that it is fitted to
 MOST = 1 << 16  # rows of training whose quantiles are taken
-Knots = tuple[tuple[float, ...], ...]
 _RISE = 1e-4  # the least slope of a map, which so has an inverse
 
 
@@ -71,24 +67,6 @@ def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World
         raise SfumatoError("calibrate corrects numbers, and this table has none: its samples stay as they are.")
     x = data if isinstance(data, Tensor) else table.encode(frames.columns_of(frames.arrow_of(data), table))
     return with_map(model, fitted(table, draws(model, whole("n, the number of draws,", n, LEAST), seed, world), x))
-
-
-def uncalibrated(model: Any) -> Any:
-    """The model without the map that `calibrate`, or the end of its training, gave it; the model itself without one."""
-    spec = getattr(model, "spec", None)
-    return with_map(model, ()) if spec is not None and spec.normaliser.kind == CALIBRATED else model
-
-
-def with_map(model: Any, knots: Knots) -> Any:
-    """The model with the map of these knots, in the place of its own; () for none. Weights are shared."""
-    made = copy.copy(model)
-    if not isinstance(model, Denoiser):
-        made.inner = with_map(model.inner, knots)
-        return made
-    scale = model.spec.normaliser
-    kind = CALIBRATED if knots else "affine"
-    made.spec = dataclasses.replace(model.spec, normaliser=Normaliser(scale.mean, scale.std, kind, knots))
-    return made
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class Normaliser:
         log        g(x) = log x                        bounded    g(x) = log(x - low_c) - log(high_c - x)
         quantile   g is linear between the knots (x_ck, Phi^-1((k + 1/2) / K)), and goes on as at its ends
         position   g(x) = (x - m_cp) / s_cp at position p of the channel
-        calibrated g is that of quantile in the first channels, as many as there are rows of knots, and x in the others
+        calibrated g is that of quantile in the first channels, as many as there are rows of knots, but goes on with
+                   slope 1 beyond its ends; x in the others
 
     knots: for each channel (low, high) of bounded, or the x_k of quantile and calibrated, which increase; of position
     the m_cp of each channel, then the s_cp of each. A channel that is constant
@@ -164,12 +165,14 @@ class Normaliser:
         count = xs.shape[1]
         gs = torch.special.ndtri((torch.arange(count, dtype=torch.float64, device=x.device) + 0.5) / count)
         before, after = (gs.expand_as(xs).contiguous(), xs) if inverse else (xs, gs.expand_as(xs))
-        flat = x.transpose(0, 1).reshape(len(xs), -1)
-        right = torch.searchsorted(before, flat.contiguous()).clamp(1, count - 1)
+        whole = x.transpose(0, 1).reshape(len(xs), -1).contiguous()
+        flat = whole.clamp(before[:, :1], before[:, -1:]) if self.kind == CALIBRATED else whole
+        right = torch.searchsorted(before, flat).clamp(1, count - 1)
         x0, x1, y0, y1 = (v.gather(1, i) for v in (before, after) for i in (right - 1, right))
         slope = (y1 - y0) / (x1 - x0)
+        found, slope = y0 + (flat - x0) * slope + (whole - flat), torch.where(whole == flat, slope, 1.0)
         back = lambda v: v.reshape(x.transpose(0, 1).shape).transpose(0, 1)  # noqa: E731
-        return back(y0 + (flat - x0) * slope), back(slope)
+        return back(found), back(slope)
 
     def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, std) of each position, (C, *spatial), for x (B, C, *spatial)."""

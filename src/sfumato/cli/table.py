@@ -24,7 +24,7 @@ from sfumato.distributed import World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import device_of
 from sfumato.progress import counting
-from sfumato.sampling import ROWS, known_columns, sample
+from sfumato.sampling import known_columns, rows_at_once, sample
 from sfumato.solver_selection import make_plan
 
 NUMBER = 1000
@@ -63,15 +63,14 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
 
 def _batches(options: Any, model: Any, index: torch.Tensor, world: World) -> Iterator[torch.Tensor]:
     """The rows of the table, in the batches in which `sample` draws them all, so that they are the same."""
-    most = (options.batch or ROWS) * world.size
+    most = (options.batch or rows_at_once(model)) * world.size
     size = math.ceil(len(index) / math.ceil(len(index) / most))
     how = {"steps": options.steps, "solver": options.solver, "seed": options.seed, "batch": size, "world": world}
     with counting("Drawing rows", len(index)) as count:
         for part in torch.arange(len(index)).split(size):
             own = model.rows(part) if isinstance(model, Known) else model
             z = sample(own, index=index[part], normalised=True, **how)
-            x = own.spec.denormalise(own.process.table(z))
-            yield own.kept(x) if isinstance(own, Known) else x
+            yield own.spec.denormalise(own.process.table(z))
             count(len(part))
 
 

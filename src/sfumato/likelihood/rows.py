@@ -171,12 +171,11 @@ def _symbol(rows: Known, known: Tensor, place: int) -> Tensor:
 
 def _cell(rows: Known, known: Tensor, place: int, cells: Tensor, steps: int) -> Tensor:
     """log of the probability of each row's cell, over its width, float64 (B,). cells: (low z, high z, width) (B, 3)."""
-    z, x = _state(rows, known), rows.x
-    count = len(x)
+    z, count = _state(rows, known), len(rows.x)
     z = {name: torch.cat((part, part)) for name, part in z.items()}
-    scale, ends = rows.spec.normaliser, torch.zeros(2 * count, x.shape[1], dtype=torch.float64)
-    ends[:, place] = torch.cat((cells[:, 0], cells[:, 1]))
-    w = (scale.curve(ends)[:, place].to(rows.device) - float(scale.mean[place])) / float(scale.std[place])
+    scale = rows.spec.normaliser
+    ends = torch.cat((cells[:, 0], cells[:, 1])).to(rows.device)
+    w = (ends - float(scale.mean[place])) / float(scale.std[place])
 
     def rate(w: Tensor, t: float) -> Tensor:
         numbers = z[NUMBERS].index_copy(1, torch.tensor([place], device=w.device), w[:, None].to(z[NUMBERS]))

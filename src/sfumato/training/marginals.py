@@ -14,7 +14,7 @@ from sfumato.noised import evaluating
 from sfumato.solver_selection import usual_steps
 from sfumato.training.session import Hook, Session
 
-_SHARE = 0.075  # of the run's work, where a call of the network is a third of a training step: by time about half
+_SHARE = 0.15  # of the run's work, where a call of the network is a third of a training step: by time about a third
 
 
 class Marginals(Hook):
