@@ -149,7 +149,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows, held = split(options.data)
-    settings = {"net": options.net, "seed": options.seed}
+    settings = {"net": options.net, "seed": options.seed, "calibrate": True}
     with tempfile.TemporaryDirectory() as folder:
         steps = options.training_steps or steps_within(options.seconds, rows, Path(folder), settings)
         model, seconds = trained(rows, options.run or Path(folder) / "run", steps, settings)

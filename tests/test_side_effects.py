@@ -139,7 +139,7 @@ def of_actions() -> sf.Denoiser:
 
 
 def calibrate() -> None:
-    sf.calibrate(of_a_table(), torch.zeros(400, 2), 256)
+    sf.calibrate(of_a_table(), torch.zeros(400, 2, device="cpu"), 256)
 
 
 def impute() -> None:

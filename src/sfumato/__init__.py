@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
     from sfumato.calibration import calibrate as calibrate
-    from sfumato.calibration import uncalibrated as uncalibrated
     from sfumato.cascade import Cascade as Cascade
     from sfumato.certification import certify as certify
+    from sfumato.columns import uncalibrated as uncalibrated
     from sfumato.compose import Experts as Experts
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import differentiable as differentiable
@@ -194,7 +194,7 @@ _PUBLIC = {
     "train": "sfumato.training:train",
     "trajectory": "sfumato.sampling:trajectory",
     "tune": "sfumato.tuning:tune",
-    "uncalibrated": "sfumato.calibration:uncalibrated",
+    "uncalibrated": "sfumato.columns:uncalibrated",
     "vae": "sfumato.objectives.vae",
     "variations": "sfumato.latents:variations",
     "views": "sfumato.eight_views:views",

@@ -30,7 +30,7 @@ def law(n=N, seed=0):
 
 def wrong(rows, path):
     """A model whose marginals are wrong: hardly trained, and its answers about numbers are off."""
-    model = sf.train(rows, str(path), steps=2, batch=64, uncalibrated=True, **HOW).denoiser
+    model = sf.train(rows, str(path), steps=2, batch=64, **HOW).denoiser
     with torch.no_grad():
         model.net.output.bias[: model.spec.table.numbers] += 0.4
         model.net.output.weight[: model.spec.table.numbers] += 0.03 * torch.sin(torch.arange(128.0))
@@ -125,7 +125,7 @@ def test_known_cells_and_likelihoods_are_of_the_plain_model(plain, model):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("calibrated") / "run"
-    return sf.train(law(6000), str(path), steps=46, batch=1024, holdout=0.1, **HOW)
+    return sf.train(law(6000), str(path), steps=46, calibrate=True, batch=1024, holdout=0.1, **HOW)
 
 
 def test_a_run_ends_with_the_map_of_its_training_rows(run):
@@ -133,18 +133,18 @@ def test_a_run_ends_with_the_map_of_its_training_rows(run):
     assert model.spec.normaliser.kind == "calibrated"
     facts = json.loads((run.path / "report.json").read_text())["marginals"]
     train, held = source.split(0.1)
-    assert facts["rows"] == len(held) and facts["draws"] == 512 and facts["seconds"] > 0
+    assert facts["rows"] == len(held) and facts["draws"] == 1024 and facts["seconds"] > 0
     assert facts["after"] < 0.12 and facts["real"] < 0.1 and facts["before"] > 0
-    drawn = torch.cat([draws(model, 256, i) for i in range(2)])
+    drawn = torch.cat([draws(model, 512, i) for i in range(2)])
     assert fitted(source.table, drawn, source.x[train]) == model.spec.normaliser.knots
-    assert "have the marginals of the training rows by 512 draws" in (run.path / "report.html").read_text()
+    assert "have the marginals of the training rows by 1,024 draws" in (run.path / "report.html").read_text()
 
 
 def test_more_training_goes_on_from_the_plain_model(run):
     kept = json.loads(json.dumps(sf.load(run.path).spec.normaliser.to_dict()))
     more = sf.resume(str(run.path), law(6000), steps=47, console=Silent())
     assert more.denoiser.spec.normaliser.kind == "calibrated" and more.denoiser.spec.normaliser.to_dict() != kept
-    new = sf.train(law(6000), str(run.path.parent / "new"), init=more.denoiser, steps=1, batch=16,
+    new = sf.train(law(6000), str(run.path.parent / "new"), init=more.denoiser, calibrate=True, steps=1, batch=16,
                    **{name: value for name, value in HOW.items() if name != "net"})  # fmt: skip
     assert new.denoiser.spec.normaliser.kind == "affine"  # so short a run has no draws to spare
 

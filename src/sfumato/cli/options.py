@@ -211,7 +211,6 @@ IMPUTE = Command(
         ),
         flag("--steps", int, "Steps of the solver; by default 20."),
         flag("--batch", int, "Rows filled at once, by default 1,024 (4,096 on a GPU); affects only memory and speed."),
-        UNCALIBRATED,
         WEIGHTS,
         seed("draws"),
         DEVICE,

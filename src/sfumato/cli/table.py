@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from sfumato import imputation, serialization
-from sfumato.calibration import uncalibrated
 from sfumato.cli import write
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
-from sfumato.columns import Known
+from sfumato.columns import Known, uncalibrated
 from sfumato.data import frames
 from sfumato.data.table_schema import TableSchema
 from sfumato.distributed import World
@@ -58,6 +57,7 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
         for rows in _batches(options, model, index, world):
             world.broadcast_result(partial(_append, append, denoiser.spec.table, rows))
     facts = {**origin, "solver": plan.name, "steps": plan.steps, **({"given": given} if given else {})}
+    facts |= {"uncalibrated": True} if options.uncalibrated else {}
     return {"out": out, "files": 1, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
@@ -88,7 +88,6 @@ def impute(options: Any, voice: Voice) -> None:
     path = write.check(out, frames.FILES)
     paths = [path] if number == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(number)]
     denoiser = serialization.load_sampler(options.model, options.weights, device_of(options.device))
-    denoiser = uncalibrated(denoiser) if options.uncalibrated else denoiser
     made = imputation.impute(
         denoiser, options.data, number, steps=options.steps, seed=options.seed, batch=options.batch
     )

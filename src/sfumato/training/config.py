@@ -158,9 +158,9 @@ class TrainConfig:
     drop: float = 0.1
     """Fraction of the samples in which each condition is dropped, and with several conditions also all at once, as
     guidance needs."""
-    uncalibrated: bool = False
-    """Of a table: leave its numbers with the marginals that the model has learned, and not with those of the training
-    rows, to which draws of the model are mapped at the end."""
+    calibrate: bool = False
+    """Of a table: at the end of the run give its numbers the marginals of the training rows, column by column, by a map
+    that is fitted to draws of the model. Whole rows are then a little further from real ones."""
     holdout: float = 0.05
     """Fraction of the samples held out for validation, chosen by the hash of each sample."""
     guidance: float = 2.5

@@ -18,7 +18,7 @@ from torch import nn
 
 from sfumato import nets, registry, serialization, trees
 from sfumato.adapters import fingerprint, merge
-from sfumato.calibration import uncalibrated
+from sfumato.columns import uncalibrated
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.model import with_net

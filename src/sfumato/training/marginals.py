@@ -1,4 +1,4 @@
-"""At the end of a run of a table, before its model is written, fits the map of its numbers (`calibration`)."""
+"""At the end of a run of a table that asks for it, before its model is written, fits the map of its numbers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import time
 import torch
 from torch import Tensor
 
-from sfumato.calibration import DRAWS, LEAST, Calibration, draws, fitted, with_map
+from sfumato.calibration import DRAWS, LEAST, Calibration, draws, fitted
+from sfumato.columns import with_map
 from sfumato.metrics.tables import Kolmogorov, Rows
 from sfumato.noise import permutation
 from sfumato.noised import evaluating
 from sfumato.solver_selection import usual_steps
 from sfumato.training.session import Hook, Session
 
-_SHARE = 0.15  # of the run's work, where a call of the network is a third of a training step: by time about a third
+_SHARE = 0.15  # of the run's work if a call is a third of a training step; 6 % of the time as it is
 
 
 class Marginals(Hook):
@@ -23,7 +24,7 @@ class Marginals(Hook):
     def finish(self, session: Session) -> None:
         best, table, begun = session.state.best, session.source.table, time.monotonic()
         session.calibration = None
-        if table is None or not table.numbers or session.config.uncalibrated:
+        if table is None or not table.numbers or not session.config.calibrate:
             return
         afford = int(3 * _SHARE * session.total / usual_steps(best))
         half = 1 << min(DRAWS, afford).bit_length() - 2 if afford >= 2 * LEAST else 0  # of Sobol's, powers of two

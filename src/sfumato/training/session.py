@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from sfumato import serialization, trees
-from sfumato.calibration import Calibration, with_map
+from sfumato.calibration import Calibration
+from sfumato.columns import with_map
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
