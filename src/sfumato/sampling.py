@@ -102,12 +102,11 @@ def sample(
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
-    Runs in batches of `batch`, 256 or for rows of a table 1,024 (4,096 on a GPU), halved if memory runs out; sample
-    i of a seed does not depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays
-    without it or if the training data were another kind of frame; given: its columns that are known, {"cut":
-    "Ideal", "carat": 1.0}, None for an empty cell. normalised=True keeps the model's units, as does t_stop > 0
-    (noisy states have no user units). Other arguments: see `trajectory`; guidance: `sf.guide`; samples that depend
-    little on the steps: `solvers.Brownian`.
+    Runs in batches of `batch`, 256 or for rows of a table 1,024 (4,096 on a GPU), halved if memory runs out; sample i
+    of a seed does not depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays without it
+    or of training on another frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
+    empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). Other
+    arguments: see `trajectory`; guidance: `sf.guide`; samples that depend little on the steps: `solvers.Brownian`.
     Of sequences of several lengths they are a list of arrays, as long as `length` says (one number or one each) or as
     drawn from those of the training (normalised: NaN beyond). Only those of `sf.differentiable(model)` have gradients,
     and are neither rounded nor clipped. stages: return those of all stages of a `Cascade` or `UnCLIP`, whose first
