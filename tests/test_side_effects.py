@@ -138,6 +138,10 @@ def of_actions() -> sf.Denoiser:
     return sf.Denoiser(net, sf.Gaussian(schedules.Flow()), spec=spec)
 
 
+def calibrate() -> None:
+    sf.calibrate(of_a_table(), torch.zeros(400, 2, device="cpu"), 256)
+
+
 def impute() -> None:
     table = pytest.importorskip("pyarrow").table
     sf.impute(of_a_table(), table({"size": [1.0, None], "kind": [None, "oak"]}), steps=2)
@@ -199,6 +203,8 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "guide": lambda p: sf.sample(sf.guide(p.model, 2.0), 2, 3, label="a"),
     "hybrid_loss": lambda p: sf.hybrid_loss(p.learned, X, steps=5),
     "impute": lambda p: impute(),
+    "calibrate": lambda p: calibrate(),
+    "uncalibrated": lambda p: sf.uncalibrated(of_a_table()),
     "information": lambda p: sf.information(p.model, X, 16, label=LABELS),
     "interpolate": lambda p: sf.interpolate(p.model, X[:2], X[2:4], [0.5], steps=2),
     "joined": lambda p: p.entered(),

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from sfumato.adapters import merge as merge
     from sfumato.autoencoder import Codec as Codec
     from sfumato.belief import Estimate as Estimate
+    from sfumato.calibration import calibrate as calibrate
     from sfumato.cascade import Cascade as Cascade
     from sfumato.certification import certify as certify
+    from sfumato.columns import uncalibrated as uncalibrated
     from sfumato.compose import Experts as Experts
     from sfumato.compose import Rescheduled as Rescheduled
     from sfumato.compose import differentiable as differentiable
@@ -138,6 +140,7 @@ _PUBLIC = {
     "audit": "sfumato.diagnostics.audit:audit",
     "board": "sfumato.diagnostics.board:board",
     "bound_gap": "sfumato.likelihood:bound_gap",
+    "calibrate": "sfumato.calibration:calibrate",
     "certify": "sfumato.certification:certify",
     "condition_on": "sfumato.inverse.posterior:condition_on",
     "conditions": "sfumato.conditions",
@@ -191,6 +194,7 @@ _PUBLIC = {
     "train": "sfumato.training:train",
     "trajectory": "sfumato.sampling:trajectory",
     "tune": "sfumato.tuning:tune",
+    "uncalibrated": "sfumato.columns:uncalibrated",
     "vae": "sfumato.objectives.vae",
     "variations": "sfumato.latents:variations",
     "views": "sfumato.eight_views:views",

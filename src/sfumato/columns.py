@@ -7,6 +7,8 @@ A number at t_i = 0 is known, one at t_i = 1 says nothing. Symbols need no level
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +17,13 @@ from torch import Tensor
 from sfumato.belief import Beliefs, Estimate, broadcast
 from sfumato.conditions import Given
 from sfumato.errors import SfumatoError
-from sfumato.model import hears
+from sfumato.model import Denoiser, hears
 from sfumato.nets.mlp import LEVELS
+from sfumato.normaliser import CALIBRATED, Normaliser
 from sfumato.schedule import Time, as_time
 from sfumato.state import State
 
+Knots = tuple[tuple[float, ...], ...]  # of the map of each column
 NUMBERS = "numbers"  # the part of a product, whose network is told the levels of each
 
 
@@ -31,6 +35,24 @@ def condition(numbers: int) -> dict[str, dict[str, Any]]:
 def takes_levels(model: Any) -> bool:
     """Whether the network of a model is told the levels of its numbers."""
     return hears(model, LEVELS)
+
+
+def uncalibrated(model: Any) -> Any:
+    """The model without the map that `calibrate`, or the end of its training, gave it; the model itself without one."""
+    spec = getattr(model, "spec", None)
+    return with_map(model, ()) if spec is not None and spec.normaliser.kind == CALIBRATED else model
+
+
+def with_map(model: Any, knots: Knots) -> Any:
+    """The model with the map of these knots, in the place of its own; () for none. Weights are shared."""
+    made = copy.copy(model)
+    if not isinstance(model, Denoiser):
+        made.inner = with_map(model.inner, knots)
+        return made
+    scale = model.spec.normaliser
+    kind = CALIBRATED if knots else "affine"
+    made.spec = dataclasses.replace(model.spec, normaliser=Normaliser(scale.mean, scale.std, kind, knots))
+    return made
 
 
 class Believed(NamedTuple):
@@ -64,10 +86,12 @@ class Known:
     """A model of a table of whose rows some entries are known: what it believes of a known number is that number.
 
     x: rows of the table as vectors (B, D); known: bool (B, D), which of their entries are known. Known symbols stand in
-    the state that a walk starts from (`start`), and are never masked again.
+    the state that a walk starts from (`start`), and are never masked again. The model is taken without the map of its
+    marginals (`calibration`), which is that of rows of which nothing is known.
     """
 
     def __init__(self, model: Any, x: Tensor, known: Tensor) -> None:
+        model = uncalibrated(model)
         self.model, self.rows_of_table, self.known = model, x, known
         self.x = model.spec.normaliser.normalise(x).to(x)
         self.numbers = model.process.shapes.get(NUMBERS, (0,))[0]

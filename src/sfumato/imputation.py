@@ -71,7 +71,7 @@ def _drawn(model: Any, x: Tensor, known: Tensor, table: TableSchema, how: dict[s
             break
         rows = Known(model, x[left], known[left])
         z = sample(rows, index=left, seed=seed + turn * 10**6, normalised=True, **how)
-        drawn = model.spec.denormalise(model.process.table(z)).to(x)
+        drawn = rows.spec.denormalise(model.process.table(z)).to(x)
         x[left] = torch.where(known[left], x[left], drawn)
         cells, again = table.decode(x[left]), np.zeros(len(left), bool)
         for name in empty:

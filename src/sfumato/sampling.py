@@ -34,7 +34,7 @@ from sfumato.solvers.brownian import along
 from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, numbers, rows_of
 
 STATELESS = (Staged, CouplingFlow)  # models that draw samples without states to walk along
-BATCH, ROWS = 256, 4096  # samples at once, and rows of a table
+BATCH, ROWS, CACHED = 256, 4096, 1024  # samples at once; rows of a table; those whose activations a CPU's cache holds
 _NEARLY_NOISE = 1 - 1e-4  # where rows of a table with known symbols start: at t = 1 no symbol is known
 
 
@@ -102,9 +102,9 @@ def sample(
 ) -> Any:
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
-    Runs in batches of `batch`, 256 or for rows of a table 4,096, halved if memory runs out; sample i of a seed does not
-    depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays without it or if the training
-    data were another kind of frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
+    Runs in batches of `batch`, 256 or for rows of a table 1,024 (4,096 on a GPU), halved if memory runs out; sample i
+    of a seed does not depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays without it
+    or of training on another frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
     empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). Other
     arguments: see `trajectory`; guidance: `sf.guide`; samples that depend little on the steps: `solvers.Brownian`.
     Of sequences of several lengths they are a list of arrays, as long as `length` says (one number or one each) or as
@@ -119,7 +119,7 @@ def sample(
         return _without_states(model, n, seed, index, cond, how, stages, (given, z, 1 - t_start, t_stop, length))
     (n, index), table = _asked(n, index, z), getattr(getattr(model, "spec", None), "table", None)
     length, cond = _of_condition(model, length, cond)
-    batch = (BATCH if table is None else ROWS) if batch is None else whole("batch", batch)
+    batch = (BATCH if table is None else rows_at_once(model)) if batch is None else whole("batch", batch)
     refuse_arguments(sample, model, cond)
     affordable(n, getattr(model, "shape", None))
     with default_cpu():
@@ -142,6 +142,11 @@ def sample(
     if plan.stop == 0:
         seen.warn()
     return samples if finish is clean and ends is None else _handed_over(samples, table, ends, finish is clean)
+
+
+def rows_at_once(model: Any) -> int:
+    """The usual number of rows of a table that are drawn together."""
+    return CACHED if getattr(model, "device", torch.device("cpu")).type == "cpu" else ROWS
 
 
 def _in_batches(one: Callable[[Tensor], Any], batch: int, halve: bool, rows: Tensor) -> Any:

@@ -61,6 +61,11 @@ CONTROL = Command(
     [RUN, place("word", "WORD", "save, sample, pause, go or stop.")],
 )
 
+UNCALIBRATED = flag(
+    "--uncalibrated", bool,
+    "Of tables: numbers with the marginals that the model has learned, not with those of its training rows.",
+)  # fmt: skip
+
 _EDIT = "given a sample or a measurement (pictures, or .npy files)"
 
 EDITS = [
@@ -125,6 +130,7 @@ SAMPLE = Command(
             "Of tables: a column that is known, such as cut=Ideal or carat=1.0; NAME= for an empty cell.",
             name="--given", empty=True, default=[],
         ),
+        UNCALIBRATED,
         flag(
             "--length", "INT",
             "Of text: how many symbols, by default one window of training; of sequences of several lengths: how many "
@@ -177,7 +183,10 @@ SAMPLE = Command(
         ),
         *EDITS,
         flag("--first", int, "Number of the first sample: 100 continues after -n 100.", 0),
-        flag("--batch", int, "Samples drawn at once, by default 256, of a table 4,096; affects only memory and speed."),
+        flag(
+            "--batch", int,
+            "Samples drawn at once, by default 256, of a table 1,024 (4,096 on a GPU); affects only memory and speed.",
+        ),
         WEIGHTS,
         seed("samples"),
         DEVICE,
@@ -200,8 +209,8 @@ IMPUTE = Command(
             "-n --number", int,
             "Independent draws of the table; for more than one they are numbered, imputed-1.csv, imputed-2.csv ...", 1,
         ),
-        flag("--steps", int, "Steps of the solver; by default 40."),
-        flag("--batch", int, "Rows filled at once, by default 4,096; affects only memory and speed."),
+        flag("--steps", int, "Steps of the solver; by default 20."),
+        flag("--batch", int, "Rows filled at once, by default 1,024 (4,096 on a GPU); affects only memory and speed."),
         WEIGHTS,
         seed("draws"),
         DEVICE,

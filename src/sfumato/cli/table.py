@@ -16,14 +16,14 @@ from sfumato import imputation, serialization
 from sfumato.cli import write
 from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
-from sfumato.columns import Known
+from sfumato.columns import Known, uncalibrated
 from sfumato.data import frames
 from sfumato.data.table_schema import TableSchema
 from sfumato.distributed import World
 from sfumato.errors import SfumatoError, whole
 from sfumato.machine import device_of
 from sfumato.progress import counting
-from sfumato.sampling import ROWS, known_columns, sample
+from sfumato.sampling import known_columns, rows_at_once, sample
 from sfumato.solver_selection import make_plan
 
 NUMBER = 1000
@@ -33,6 +33,8 @@ def refuse(options: Any) -> None:
     """Raise SfumatoError for flags of tables, given of another model."""
     if options.given:
         raise SfumatoError("--given is for models of tables, and this is none: leave it out, or use --condition")
+    if options.uncalibrated:
+        raise SfumatoError("--uncalibrated is for models of tables, and this is none: leave it out")
 
 
 def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> dict[str, Any]:
@@ -48,18 +50,20 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     twice = [name for name, count in Counter(name for name, _ in options.given).items() if count > 1]
     if twice:
         raise SfumatoError(f"--given says two values of {twice[0]!r}: leave one out")
+    denoiser = uncalibrated(denoiser) if options.uncalibrated else denoiser
     plan, given = make_plan(denoiser, options.steps, options.solver), dict(options.given)
     model = known_columns(denoiser, given, len(index), options.seed) if given else denoiser
     with frames.writing(path) if world.leads else nullcontext(print) as append:
         for rows in _batches(options, model, index, world):
             world.broadcast_result(partial(_append, append, denoiser.spec.table, rows))
     facts = {**origin, "solver": plan.name, "steps": plan.steps, **({"given": given} if given else {})}
+    facts |= {"uncalibrated": True} if options.uncalibrated else {}
     return {"out": out, "files": 1, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
 
 
 def _batches(options: Any, model: Any, index: torch.Tensor, world: World) -> Iterator[torch.Tensor]:
     """The rows of the table, in the batches in which `sample` draws them all, so that they are the same."""
-    most = (options.batch or ROWS) * world.size
+    most = (options.batch or rows_at_once(model)) * world.size
     size = math.ceil(len(index) / math.ceil(len(index) / most))
     how = {"steps": options.steps, "solver": options.solver, "seed": options.seed, "batch": size, "world": world}
     with counting("Drawing rows", len(index)) as count:

@@ -18,8 +18,8 @@ from .. import cache, schema
 from ..conditions import MISSING, Condition, Conditions, Label, fit, from_config, without_gaps
 from ..conditions.real import Real
 from ..errors import SfumatoError, SfumatoWarning, an, counted
+from ..normaliser import CALIBRATED, Normaliser, Statistics
 from ..normaliser import SCHEMA as NORMALISER
-from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import lengths, normalising
 from .lengths import Lengths
@@ -308,7 +308,7 @@ class DataSpec:
             for v in (figures.quiet_sample, figures.quiet, figures.low, figures.high)
         )
         quiet = one if bool((one > 0).any()) else several if len(x) >= GROUP else one
-        own = self.normaliser.kind == "affine"
+        own = self.normaliser.kind in ("affine", CALIBRATED)
         plain = [own and pair == (0.0, 1.0) for pair in zip(self.normaliser.mean, self.normaliser.std, strict=True)]
         known = (quiet > 0) & ~torch.tensor(plain)
         if not known.any() or not bool((std < SCALE_TOLERANCE * quiet)[known].all()):

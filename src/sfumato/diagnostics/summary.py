@@ -92,6 +92,10 @@ _REPORT = schema.fields(
         "conditions_missing": schema.optional(schema.text),
         "text": schema.optional(_TEXT), "text_missing": schema.optional(schema.text),
         "metrics": schema.optional(schema.mapping(_METRIC)), "metrics_missing": schema.optional(schema.text),
+        "marginals": schema.optional(
+            schema.fields({**dict.fromkeys(("draws", "rows"), schema.whole(0)), "seconds": _NUMBER},
+                          dict.fromkeys(("before", "after", "real"), _NUMBER))
+        ),
     },
 )  # fmt: skip
 
@@ -99,12 +103,13 @@ _REPORT = schema.fields(
 def write(
     run: Path, settings: Mapping[str, Any], spent: dict[str, float], memorisation: Facts | str,
     conditions: Facts | str | None, text: Facts | str | None = None, metrics: Facts | str | None = None,
+    marginals: Facts | None = None,
 ) -> Facts:  # fmt: skip
     """Write report.json of a run folder from the files in it; returns its facts.
 
     settings: of the run, by name; spent: seconds besides the steps, by purpose; memorisation: `Memorization.to_dict`;
     conditions: `Information.to_dict`, None without conditions; text: `TextBits.to_dict`, None of other data; metrics:
-    name -> `Metric.to_dict`. Each may be words that say why it was not measured.
+    name -> `Metric.to_dict`. Each may be words that say why it was not measured. marginals: `Calibration.to_dict`.
     """
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
@@ -113,7 +118,7 @@ def write(
     facts: Facts = {
         "version": VERSION, "run": str(run), **_reached(run, lines), "epochs": last.get("epoch", 0.0),
         "fraction": last.get("fraction", 0.0), "budget": budget, "holdout": holdout,
-        "time": _time(lines, spent),
+        "time": _time(lines, spent), "marginals": marginals,
     }  # fmt: skip
     measured = {"memorisation": memorisation, "conditions": conditions, "text": text, "metrics": metrics}
     for name, found in measured.items():
@@ -310,6 +315,8 @@ def words(facts: Facts) -> list[str]:
         lines.append(text_words(facts["text"]))
     elif facts.get("text_missing"):
         lines.append(f"The bits per character were not measured: {facts['text_missing']}.")
+    if facts.get("marginals"):
+        lines.append(marginals_words(facts["marginals"]))
     if facts.get("metrics"):
         lines.append(metrics_words(facts["metrics"]))
     lines.append(time_words(facts["time"]))
@@ -386,6 +393,17 @@ def text_words(found: Facts) -> str:
         f"Bits per character of held-out text: {figure(found['model'], '.3f')}, standard error "
         f"{error}, from {found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz "
         f"{found['xz']:.3f} of all {found['characters']:,} characters."
+    )
+
+
+def marginals_words(found: Facts) -> str:
+    """A sentence on the calibration of a table's numbers."""
+    fit = f"Numbers have the marginals of the training rows by {found['draws']:,} draws ({found['seconds']:.1f} s)"
+    if "after" not in found:
+        return f"{fit}."
+    return (
+        f"{fit}: their mean KS to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
+        f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves it out)."
     )
 
 

@@ -287,6 +287,6 @@ def _held_out(source: Source, train: Tensor, held: Tensor) -> int:
 
 def _drawn(model: Any, n: int, seed: int) -> Tensor:
     """n new rows of the table, as vectors."""
-    z = sample(model, n, seed=seed, batch=4096, normalised=True)
+    z = sample(model, n, seed=seed, normalised=True)
     rows: Tensor = model.spec.denormalise(model.process.table(z))
     return rows

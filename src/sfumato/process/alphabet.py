@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from sfumato.data import DataSpec, Normaliser
+from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
+from sfumato.normaliser import CALIBRATED
 
 
 def symbols(x: Tensor, states: int) -> Tensor:
@@ -19,18 +20,19 @@ def symbols(x: Tensor, states: int) -> Tensor:
     return whole
 
 
-def unscaled(spec: DataSpec, channels: Iterable[int], states: int) -> DataSpec:
+def unscaled(spec: DataSpec, channels: Sequence[int], states: int) -> DataSpec:
     """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
-    if spec.normaliser.kind != "affine":
+    if spec.normaliser.kind not in ("affine", CALIBRATED) or min(channels) < len(spec.normaliser.knots):
         raise SfumatoError(f"symbols are not normalised: leave --normalise {spec.normaliser.kind} out")
-    mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
-    low = min(spec.statistics.low[channel] for channel in own)
-    high = max(spec.statistics.high[channel] for channel in own)
+    mean, std = list(spec.normaliser.mean), list(spec.normaliser.std)
+    low = min(spec.statistics.low[channel] for channel in channels)
+    high = max(spec.statistics.high[channel] for channel in channels)
     if low < 0 or high > states - 1:
         raise _foreign(states, low, high)
-    for channel in own:
+    for channel in channels:
         mean[channel], std[channel] = 0.0, 1.0
-    return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
+    normaliser = dataclasses.replace(spec.normaliser, mean=tuple(mean), std=tuple(std))
+    return dataclasses.replace(spec, normaliser=normaliser)
 
 
 def by_symbol(y: Tensor, n: int) -> Tensor:

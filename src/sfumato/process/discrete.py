@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -208,7 +208,7 @@ class Discrete(abc.ABC):
         return self.unscaled(spec, range(len(spec.normaliser.mean)))
 
     @final
-    def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
+    def unscaled(self, spec: DataSpec, channels: Sequence[int]) -> DataSpec:
         """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
         return alphabet.unscaled(spec, channels, self.states)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, cast, final
 
 import torch
@@ -233,7 +233,7 @@ class Embedded(Additive):
         """The spec of data that are symbols, with the identity as normaliser."""
         return self.unscaled(spec, range(len(spec.normaliser.mean)))
 
-    def unscaled(self, spec: DataSpec, channels: Iterable[int]) -> DataSpec:
+    def unscaled(self, spec: DataSpec, channels: Sequence[int]) -> DataSpec:
         """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
         return alphabet.unscaled(spec, channels, self.states)
 

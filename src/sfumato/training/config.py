@@ -146,7 +146,7 @@ class TrainConfig:
     of numbers are also gaussian, blur, heat, coloured and subspace, all others of symbols, whole numbers from 0; text
     is masked, a table a product of numbers and masked symbols; none is what an autoregressive model has."""
     target: str = "velocity"
-    """What the network predicts: {target}; of a table F in the place of velocity."""
+    """What the network predicts: {target}; of the numbers of a table F, unless it is given."""
     times: str = "logit-normal"
     """Density of the noise levels in training: {times} (those that learn from the losses need a
     weight, or the loss cross-entropy; that of symbols is cosmap); also with arguments, such as mode(s=0.8)."""
@@ -158,6 +158,9 @@ class TrainConfig:
     drop: float = 0.1
     """Fraction of the samples in which each condition is dropped, and with several conditions also all at once, as
     guidance needs."""
+    calibrate: bool = False
+    """Of a table: at the end of the run give its numbers the marginals of the training rows, column by column, by a map
+    that is fitted to draws of the model. Whole rows are then a little further from real ones."""
     holdout: float = 0.05
     """Fraction of the samples held out for validation, chosen by the hash of each sample."""
     guidance: float = 2.5

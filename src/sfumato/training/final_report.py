@@ -82,14 +82,16 @@ class FinalReport(Hook):
         conditions = informed.to_dict() if isinstance(informed, Information) else informed
         text = bits.to_dict() if isinstance(bits, TextBits) else bits
         metrics = {name: each.to_dict() for name, each in measured.items()} if isinstance(measured, dict) else measured
-        facts = summary.write(session.path, session.config.to_dict(), spent, memorisation, conditions, text, metrics)
+        marginals = None if session.calibration is None else session.calibration.to_dict()
+        settings = session.config.to_dict()
+        facts = summary.write(session.path, settings, spent, memorisation, conditions, text, metrics, marginals)
         for line in summary.words(facts):
             session.console.note(line)
 
 
 def _drawn(session: Session) -> Tensor | str:
     """As many samples of the model as the run can afford, under the conditions of `_twins`; or why there are none."""
-    best = session.state.best
+    best = session.best
     steps = None if isinstance(best, CouplingFlow) else GRID_STEPS
     if steps is not None and not hasattr(best, "process"):
         return f"{an(type(best).__name__)} has no samples to compare here"
@@ -115,7 +117,7 @@ def _twins(session: Session, count: int) -> Tensor:
 
 def _copies(session: Session, made: Tensor | str) -> Memorization | str:
     """Compares samples of the model with its training samples; or says why it cannot."""
-    best, source, seed, count = session.state.best, session.source, session.config.seed, len(made)
+    best, source, seed, count = session.best, session.source, session.config.seed, len(made)
     if not len(session.holdout):
         return "nothing was held out"
     if isinstance(made, str) or not session.world.leads:
@@ -134,7 +136,7 @@ def _copies(session: Session, made: Tensor | str) -> Memorization | str:
 
 def _metrics(session: Session, made: Tensor | str) -> dict[str, Metric] | str | None:
     """Quick metrics of the samples beside real data, as `sfumato evaluate` measures them; or why there are none."""
-    best, source, elapsed = session.state.best, session.source, session.state.elapsed
+    best, source, elapsed = session.best, session.source, session.state.elapsed
     if isinstance(made, str) or not session.world.leads:
         return made if isinstance(made, str) else None
     n = min(len(made), len(session.train) // 2, int(_NUMBERS * elapsed / math.prod(source.shape)))
@@ -159,7 +161,7 @@ def _bits(session: Session) -> TextBits | str | None:
     if len(session.holdout) < 2:
         return "nothing was held out"
     count = max(_LEAST_WINDOWS, min(_MOST_WINDOWS, int(3 * TEXT * session.total / CALLS)))
-    best = session.state.best
+    best = session.best
     try:
         with session.state.spending("bits"), evaluating(best):
             return text_bits(best, session.source, session.train, session.holdout, count, session.config.seed)
@@ -175,12 +177,12 @@ def _by_hand(session: Session) -> str:
 
 def _known(session: Session) -> list[str]:
     """The conditions of the data that the model knows."""
-    return [name for name in session.state.best.spec.conditions if name in session.source.conditions]
+    return [name for name in session.best.spec.conditions if name in session.source.conditions]
 
 
 def _conditions(session: Session) -> Information | str | None:
     """The information of each condition, from as many draws as the run can afford; or why it was not measured."""
-    best, known = session.state.best, _known(session)
+    best, known = session.best, _known(session)
     rows = session.holdout[noise.permutation(session.config.seed, 0, len(session.holdout))]
     draws = min(_MOST_DRAWS, int(3 * INFORMATION * session.total / (1 + len(known) + (len(known) > 1))))
     if not known:

@@ -18,6 +18,7 @@ from torch import nn
 
 from sfumato import nets, registry, serialization, trees
 from sfumato.adapters import fingerprint, merge
+from sfumato.columns import uncalibrated
 from sfumato.data import DataSpec, Source
 from sfumato.errors import SfumatoError
 from sfumato.model import with_net
@@ -48,7 +49,7 @@ def start(init: Any, settings: TrainConfig, said: Collection[str] = ()) -> Any:
                 f"The model to train further has the {name} {own}, and {asked} is asked for: leave out {name}, since "
                 "a model keeps its process, network and units, or train a new one."
             )
-    model = merge(model)
+    model = uncalibrated(merge(model))
     if getattr(_denoiser(model), "plans", None):
         _denoiser(model).plans = {}  # they were fitted to the weights before
     return model

@@ -111,7 +111,7 @@ class Grids(Hook):
 
     def _rows(self, session: Session) -> None:
         """Rows of a table, drawn by the averaged weights, as a .csv file."""
-        best = session.state.best
+        best = session.best
         with evaluating(best):
             z = sample(best, _TABLE_ROWS, GRID_STEPS, seed=session.config.seed, normalised=True, world=session.world)
         if session.world.leads:

@@ -24,6 +24,7 @@ from sfumato.training.health import Health
 from sfumato.training.ladder import Climb
 from sfumato.training.loggers import Loggers
 from sfumato.training.loop import Progress
+from sfumato.training.marginals import Marginals
 from sfumato.training.parallel import gathered
 from sfumato.training.session import Hook, Session
 
@@ -33,7 +34,7 @@ def usual(session: Session) -> Session:
     records = Records(session)
     grids, health = Grids(records.loggers), Health(session)
     own = (health, Incidents(session), Watch(session), FolderCommands(session, grids), Snapshots(session))
-    session.hooks += [records, *own, grids, Climb(), FinalReport(health)]
+    session.hooks += [records, *own, Marginals(), grids, Climb(), FinalReport(health)]
     return session
 
 

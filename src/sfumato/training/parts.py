@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,10 +171,10 @@ def as_loss(module: Any) -> Any:
     )
 
 
-def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
+def suited(settings: TrainConfig, spec: DataSpec, said: Collection[str] = ()) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
     is a product of numbers, of which F is predicted, and masked symbols. The levels of symbols reach further than those
-    of numbers."""
+    of numbers. said: the names of the settings that were given."""
     if settings.process == NO_PROCESS:
         if settings.init is None and registry.bare(settings.loss) not in ("autoregressive", "coupling-flow"):
             raise SfumatoError(
@@ -182,13 +182,17 @@ def suited(settings: TrainConfig, spec: DataSpec) -> TrainConfig:
             )
         settings = settings.replace(process=TrainConfig().process)
     if spec.table is not None and settings.init is None:
-        if settings.process not in (TrainConfig().process, "product"):
+        if settings.process != "product" and (settings.process != TrainConfig().process or "process" in said):
             raise SfumatoError(
                 f"A table is learned as numbers and symbols together, not by the process {settings.process}: leave "
                 "process out."
             )
+        idle = next((name for name in ("target", "schedule") if name in said), None)
+        if idle and not spec.table.numbers:
+            raise SfumatoError(f"The {idle} is that of numbers, and this table has none: leave {idle} out.")
         # of independent columns, which are normal, F is 0, as the output of a new network is
-        target = "F" if settings.target == TrainConfig().target else settings.target
+        usual = settings.target == TrainConfig().target and "target" not in said
+        target = "F" if usual else settings.target
         return settings.replace(process="product", target=target)
     if settings.init is not None:
         return settings

@@ -265,7 +265,7 @@ def prepared(
     spec = DataSpec.fit(source, source.split(settings.holdout)[0], settings.normalise)
     if settings.normalise == normalising.AUTO and settings.init is None:
         source.notes.extend(normalising.reason(spec.normaliser.kind))
-    settings = suited(_with_budget(settings, source), spec)
+    settings = suited(_with_budget(settings, source), spec, given.said)
     model = model_for(given, settings, source, spec, loss_of(settings, given.loss), device)
     if (
         (source.text is None or spec.whole_texts)

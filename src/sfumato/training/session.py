@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from sfumato import serialization, trees
+from sfumato.calibration import Calibration
+from sfumato.columns import with_map
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
@@ -51,6 +53,9 @@ class Hook:
     def back(self, session: Session) -> None:
         """Called after the run has gone back to a checkpoint."""
 
+    def finish(self, session: Session) -> None:
+        """Called at the end of training, before the model is written."""
+
     def end(self, session: Session) -> None:
         """Called at the end of training, after the model is written."""
 
@@ -81,10 +86,16 @@ class Session:
         self.began = self.saved = time.monotonic()
         self.logged = state.step - state.unlogged  # last step that is in the log
         self._folder = path.stat() if world.leads else None
+        self.calibration: Calibration | None = None  # at the end of a run of a table
 
     @property
     def denoiser(self) -> Denoiser:
         return self.state.denoiser
+
+    @property
+    def best(self) -> Any:
+        """The model to use, as its file has it."""
+        return self.state.best if self.calibration is None else with_map(self.state.best, self.calibration.knots)
 
     @property
     def fraction(self) -> float:
@@ -123,8 +134,10 @@ class Session:
         return True
 
     def end(self) -> None:
-        """Write the trained model and end the hooks."""
+        """Finish the trained model, write it and end the hooks."""
         self.began = time.monotonic()
+        for hook in self.hooks:
+            hook.finish(self)
         self.save(model=True)
         for hook in self.hooks:
             hook.end(self)
@@ -197,7 +210,7 @@ class Session:
             self.saved = time.monotonic()
 
     def _write_model(self) -> None:
-        best = whole(self.state.best, self.world)
+        best = whole(self.best, self.world)
         raw = gathered(self.denoiser.net.state_dict(), self.world) if self.state.ema else None
         if self.world.leads:
             best.provenance = self.provenance()
