@@ -1,55 +1,39 @@
-"""Noto emoji become Fluent ones: pairs of one code point, 160 names held out, beside copying and plain regression.
+"""Noto emoji become Fluent ones: pairs of one name, 160 names held out, beside copying and regression.
 
     RMSE     of the held-out pictures, in units of the white of a screen: least for the mean E[x | x'], which is blurred
     edges    the root mean square of differences of neighbours, over that of the true pictures: less than 1 is blurred
     found    share of the held-out names whose translation is nearer to its own Fluent picture than to the 159 others
 
-The rows are the source itself, one call of the model and several, and a network that learned E[x | x'] alone in the
-same time (`Regression`). Get the sources by ``npm pack emoji-datasource-google@16.0.0`` and ``tar xf``; then
-``python benchmarks/translate_emoji.py package --minutes 10`` writes the figures and a picture: source, translation and
-truth of held-out names.
+The rows are the source itself, one call of the flow, which is the regression E[x | x'], and several. Get the sources by
+``npm pack emoji-datasource-google@16.0.0`` and ``tar xf``; then ``python benchmarks/translate_emoji.py package`` writes
+the figures and a picture: source, translation and truth of held-out names.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 import sfumato as sf
 from record import HERE, kept
-from sfumato.objectives.losses import Denoising
 
 HELD, SIDE = 160, 32
 NET = "UNet(channels=(48,64,96),blocks=1,attention=(2,),head_dim=32,patch=2,middle=1,embed_dim=192)"
-SETTINGS = {"process": "rectified-flow", "times": "uniform", "net": NET, "batch": 16, "sample_every": 0, "snapshots": 0}
+SETTINGS = {"process": "rectified-flow", "net": NET, "batch": 16, "sample_every": 0, "snapshots": 0}
 CALLS = (1, 4, 16)
 COLUMNS = 5
 
 
-@sf.register("loss", "at-the-source")
-@final
-class Regression(Denoising):
-    """The error of a rectified flow at its source alone: of E[x | x']."""
-
-    def _errors(self, model: Any, batch: Any, times: Any) -> Tensor:
-        return super()._errors(model, dataclasses.replace(batch, u=torch.ones_like(batch.u)), times)
-
-    def levels(self) -> None:
-        """None: there is one level."""
-
-
 def pairs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(sources, Fluent pictures, which are held out) of the code points that both have, uint8 (n, 3, SIDE, SIDE)."""
+    """(sources, Fluent pictures, which are held out) of the names that both have, uint8 (n, 3, SIDE, SIDE)."""
     images: dict[str, str] = {}
     for entry in json.loads((folder / "emoji.json").read_text(encoding="utf-8")):
         images.setdefault(entry["name"], entry["image"])
@@ -104,7 +88,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("noto", type=Path, help="the unpacked folder of emoji-datasource-google")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--rows", nargs="+", default=["flow", "regression"], choices=["flow", "regression"])
     parser.add_argument("--out", type=Path, default=HERE / "results" / "translate_emoji.json")
     parser.add_argument("--picture", type=Path, default=Path("translated.png"))
     options = parser.parse_args()
@@ -118,17 +101,14 @@ def main() -> None:
         kept(options.out, found, ("row", "minutes"))
 
     record("source", sources[held])
-    for row in options.rows:
-        began, settings = time.process_time(), SETTINGS | ({"loss": "at-the-source"} if row == "regression" else {})
-        with tempfile.TemporaryDirectory() as folder:
-            data = {"x": fluent[~held], "input": sources[~held]}
-            run = sf.train(data, Path(folder) / "run", minutes=options.minutes, **settings)
-            steps, seconds = run.metrics[-1]["step"], round(time.process_time() - began, 1)
-            for calls in CALLS if row == "flow" else (1,):
-                x = sf.sample(run.denoiser, len(truth), calls, input=sources[held])
-                record(f"{row}, calls: {calls}", np.asarray(x), steps=steps, seconds=seconds)
-        if row == "flow":
-            sheet([sources[held], np.asarray(x), truth], shown).save(options.picture)
+    began, data = time.process_time(), {"x": fluent[~held], "input": sources[~held]}
+    with tempfile.TemporaryDirectory() as folder:
+        run = sf.train(data, Path(folder) / "run", minutes=options.minutes, **SETTINGS)
+        steps, seconds = run.metrics[-1]["step"], round(time.process_time() - began, 1)
+        for calls in CALLS:
+            x = np.asarray(sf.sample(run.denoiser, len(truth), calls, input=sources[held]))
+            record(f"flow, calls: {calls}", x, steps=steps, seconds=seconds)
+    sheet([sources[held], x, truth], shown).save(options.picture)
 
 
 if __name__ == "__main__":
