@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 import sfumato as sf
 from sfumato.conditions import Conditions
@@ -36,6 +37,24 @@ def test_the_exact_coupling_is_the_best_of_all_orders():
     order = Exact()(x, sources, torch.zeros(6))
     best = min(mean_cost(x, sources[list(each)]) for each in itertools.permutations(range(6)))
     assert mean_cost(x, sources[order]) == pytest.approx(best, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", ["usual", "outlier", "equal", "far"])
+def test_the_exact_coupling_costs_what_that_of_the_plain_costs_does(case):
+    generator = torch.Generator().manual_seed(0)
+    x, sources = torch.randn(2, 96, 3, generator=generator).double()
+    x = {
+        "usual": x,
+        "outlier": x + 1e6 * (torch.arange(96) == 7)[:, None],
+        "equal": x[:1].expand(96, 3),
+        "far": x + 1e4,
+    }[case]
+    sources = sources[:1].expand(96, 3) if case == "equal" else sources
+    cost = torch.cdist(x, sources).square()
+    rows, columns = linear_sum_assignment(cost.numpy())
+    order = Exact()(x, sources, torch.zeros(96))
+    assert sorted(order.tolist()) == list(range(96))
+    assert float(cost[rows, order].sum()) == pytest.approx(float(cost[rows, columns].sum()), rel=1e-9)
 
 
 def test_the_entropic_plan_has_both_marginals_and_becomes_the_exact_one():

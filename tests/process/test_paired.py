@@ -368,3 +368,11 @@ def test_the_diffusion_of_a_step_is_that_of_the_formula():
     assert std == pytest.approx(math.sqrt(2 * epsilon * dt), rel=1e-4)
     drift = belief.velocity - epsilon * belief.score
     torch.testing.assert_close((z - moved) / dt, drift, rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_of_a_rectified_flow_hears_the_state_at_the_scale_of_both_ends():
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    process = RectifiedFlow(Flow()).given({"input": x})
+    for t in (0.0, 0.5, torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=torch.float64)):
+        z = process.corrupt(x, t, torch.zeros(4, 3))
+        torch.testing.assert_close(process.inputs(z, t)[0], x)

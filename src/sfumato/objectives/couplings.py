@@ -18,6 +18,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from sfumato.process import source_of
 from sfumato.registry import make, register
 
 _ROUNDS, _CLOSE = 500, 1e-4  # of Sinkhorn's iterations, and the error of their marginals
+_SWEEPS, _BLUR = 10, 0.03  # of those before an assignment, and their noise over the mean cost
 
 
 class Coupling(abc.ABC):
@@ -75,9 +77,28 @@ class Exact(Coupling):
                 "The exact coupling needs the library scipy: pip install 'sfumato[metrics]', or take another one."
             ) from None
         cost = torch.cdist(x.double(), sources.double()).square().cpu().numpy()
-        cost = cost - cost.min(0)  # the best order stays the same, and is found in four fifths of the time
-        cost -= cost.min(1, keepdims=True)
-        return torch.from_numpy(linear_sum_assignment(cost)[1])
+        return torch.from_numpy(linear_sum_assignment(_reduced(cost))[1])
+
+
+def _reduced(cost: np.ndarray) -> np.ndarray:
+    """The costs (B, B) less potentials of rows and columns, after which the best order is the same and found in half
+    the time: those of a few of Sinkhorn's iterations, of which most pairs of the best order cost about nothing."""
+    least = _least(cost)
+    blur = _BLUR * least.mean()
+    if blur > 0:
+        kernel, columns = np.exp(least / -blur), np.ones(len(least))
+        for _ in range(_SWEEPS):
+            rows = 1 / (kernel @ columns)
+            columns = 1 / (rows @ kernel)
+        least -= blur * (np.log(rows)[:, None] + np.log(columns))
+    return _least(least)
+
+
+def _least(cost: np.ndarray) -> np.ndarray:
+    """The costs less the smallest of each column, and then of each row."""
+    cost = cost - cost.min(0)
+    cost -= cost.min(1, keepdims=True)
+    return cost
 
 
 @register("coupling", "entropic")

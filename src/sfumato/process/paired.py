@@ -154,6 +154,10 @@ class RectifiedFlow(Paired, Gaussian):
         """z_1 = x'."""
         return self.pair_like(noise)
 
+    def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(1, noise level): the ends of a good coupling are alike, so that z varies as much at all times."""
+        return torch.ones_like(self.schedule(t)[0]), self.noise_level(t).to(device)
+
     def corrupt(self, x: Tensor, t: Time, noise: Noise | Tensor) -> Tensor:
         """z_t = alpha x + sigma x'; the noise does not matter."""
         return super().corrupt(x, t, self.pair_like(x))

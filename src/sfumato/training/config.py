@@ -149,7 +149,8 @@ class TrainConfig:
     """What the network predicts: {target}; of the numbers of a table F, unless it is given."""
     times: str = "logit-normal"
     """Density of the noise levels in training: {times} (those that learn from the losses need a
-    weight, or the loss cross-entropy; that of symbols is cosmap); also with arguments, such as mode(s=0.8)."""
+    weight, or the loss cross-entropy; that of symbols is cosmap, of rectified-flow uniform); also with arguments, such
+    as mode(s=0.8)."""
     weight: str = "plain"
     """Loss weight: {weight}, where plain is the squared error of the target; also with arguments, such as
     sigmoid(bias=-2)."""

@@ -35,6 +35,7 @@ from sfumato.process import (
     Gaussian,
     Masked,
     Product,
+    RectifiedFlow,
     Spectral,
     alphabet,
     heard,
@@ -174,7 +175,7 @@ def as_loss(module: Any) -> Any:
 def suited(settings: TrainConfig, spec: DataSpec, said: Collection[str] = ()) -> TrainConfig:
     """The settings for these data: text is masked, unless another process is named, or the loss takes none; a table
     is a product of numbers, of which F is predicted, and masked symbols. The levels of symbols reach further than those
-    of numbers. said: the names of the settings that were given."""
+    of numbers, and those of a rectified flow to its source. said: the names of the settings that were given."""
     if settings.process == NO_PROCESS:
         if settings.init is None and registry.bare(settings.loss) not in ("autoregressive", "coupling-flow"):
             raise SfumatoError(
@@ -204,6 +205,8 @@ def suited(settings: TrainConfig, spec: DataSpec, said: Collection[str] = ()) ->
     of_symbols = issubclass(getattr(kind, "func", kind), Discrete)
     if isinstance(kind, type) and issubclass(kind, Spectral) and settings.target == TrainConfig().target:
         settings = settings.replace(target="F")  # which is determined in every coefficient
+    if kind is RectifiedFlow and settings.times == TrainConfig().times:
+        settings = settings.replace(times="uniform")  # others leave out the source, where all is guessed
     by_counts = settings.loss == "auto" and _usual_loss(settings) == "masked"
     if not of_symbols or by_counts or settings.times != TrainConfig().times:
         return settings

@@ -42,6 +42,12 @@ def test_a_log_without_errors_says_nothing():
     assert logged_power([old]) is None and out_of_range(Evidence(log=[old])) is None
 
 
+def test_sources_that_resemble_the_samples_say_nothing_of_their_units():
+    log, flow = [line(65025.0, 5)], {"process": 'rectified-flow(source="input")'}
+    assert out_of_range(Evidence(log=log, settings=flow)) is None
+    assert out_of_range(Evidence(log=log, settings={"process": "bridge"})) is not None
+
+
 def test_weights_that_a_tiny_rate_moved_are_not_still_and_those_that_only_decayed_are():
     start = {"w": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
     turned = start["w"] + 2e-7 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))

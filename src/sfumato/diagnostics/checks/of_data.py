@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato import registry
 from sfumato.diagnostics.checks.evidence import Evidence, Sample
 from sfumato.diagnostics.checks.finding import WARNING, Finding
 from sfumato.diagnostics.hypotheses import SURE
@@ -81,7 +82,14 @@ def out_of_range(evidence: Evidence) -> Finding | None:
     """Some channel's deviation 3 times too large or small, or its mean 3 deviations away; from the log alone, where
     the data are not there, a mean square of the held-out samples beyond 10 or below 1/10, and surely not 1."""
     found = _range_of_data(evidence.sample) if evidence.sample is not None else None
-    return found or (_range_of_log(evidence.log) if evidence.log else None)
+    if found is not None or not evidence.log or _from_data(evidence.settings):
+        return found
+    return _range_of_log(evidence.log)
+
+
+def _from_data(settings: dict[str, Any] | None) -> bool:
+    """Whether states lead to sources, which are no noise of deviation 1 and not independent of the samples."""
+    return registry.bare(str((settings or {}).get("process", ""))) == "rectified-flow"
 
 
 def _range_of_data(sample: Sample) -> Finding | None:
