@@ -15,6 +15,7 @@ import sfumato as sf
 from sfumato import files, guidance, serialization
 from sfumato.data import DataSpec
 from sfumato.errors import SfumatoError
+from sfumato.process import RectifiedFlow
 
 Z = torch.randn(3, 1, 6, 7, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
@@ -349,3 +350,14 @@ def test_weights_keep_their_dtype(tmp_path):
         old = sf.load(tmp_path / "old.safetensors")
         assert {p.dtype for p in old.parameters()} == {dtype}
         assert torch.equal(old.net.state_dict()["input.weight"], tensors["net.input.weight"])
+
+
+def test_a_rectified_flow_of_before_hears_its_state_at_the_scale_that_it_was_trained_at(tmp_path):
+    flow = RectifiedFlow(sf.schedules.Flow())
+    path = sf.save(sf.Denoiser(sf.nets.MLP((3,), width=8, depth=1), flow), tmp_path / "new.safetensors")
+    assert not sf.load(path).process.scaled
+    contract, tensors = files.read_sealed(path)
+    del contract["model"]["args"]["process"]["args"]["scaled"]
+    files.write_sealed(tmp_path / "old.safetensors", tensors, contract)
+    old, t = sf.load(tmp_path / "old.safetensors").process, torch.tensor([0.3])
+    torch.testing.assert_close(old.scaling(t, t.device)[0], sf.Gaussian(sf.schedules.Flow()).scaling(t, t.device)[0])

@@ -35,6 +35,7 @@ from sfumato.model import Denoiser
 from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
 from sfumato.objectives.density import drawn_levels
+from sfumato.process.paired import filled
 from sfumato.solvers import Plan
 from sfumato.solvers.plan import SCHEMA as PLAN
 
@@ -153,7 +154,7 @@ def _checked(contract: Mapping[str, Any], path: Path) -> dict[str, Any]:
         schema.require(contract, _CODEC_1 if contract["format"] == CODEC else _MODEL_1, path)
         contract = {**contract, "model": _tree_of_version_1(contract)}
     schema.require(contract, _CONTRACT, path)
-    kept = {name: contract[name] for name in ("model", "provenance")}
+    kept = {"model": filled(contract["model"]), "provenance": contract["provenance"]}
     return {"format": ADAPTER if contract["format"] == ADAPTER else FORMAT, "version": VERSION, **kept}
 
 

@@ -139,11 +139,13 @@ class RectifiedFlow(Paired, Gaussian):
 
     x' is the condition `source` of a sample. eps of the Gaussian process is x', so that every solver of an ODE moves a
     source to a sample, and one source has one sample. Pairs are a coupling to start from, which the flow does not keep:
-    use `Bridge` to sample p(x | x').
+    use `Bridge` to sample p(x | x'). scaled: whether the network hears z in units in which independent ends would vary
+    as much at all times, as it does in files of before; those of a good coupling, which are alike, do so as they are.
     """
 
     source: str = "input"
     pair: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    scaled: bool = False
     hears_source = False
 
     def __post_init__(self) -> None:
@@ -155,8 +157,9 @@ class RectifiedFlow(Paired, Gaussian):
         return self.pair_like(noise)
 
     def scaling(self, t: Time, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(1, noise level): the ends of a good coupling are alike, so that z varies as much at all times."""
-        return torch.ones_like(self.schedule(t)[0]), self.noise_level(t).to(device)
+        """(1, or that of independent ends if `scaled`; noise level)."""
+        c_in, level = super().scaling(t, device)
+        return (c_in if self.scaled else torch.ones_like(c_in)), level
 
     def corrupt(self, x: Tensor, t: Time, noise: Noise | Tensor) -> Tensor:
         """z_t = alpha x + sigma x'; the noise does not matter."""
@@ -183,7 +186,19 @@ class RectifiedFlow(Paired, Gaussian):
 
     def config(self) -> dict[str, Any]:
         args = super().config()["args"]
-        return {"name": "RectifiedFlow", "args": args | {"source": self.source}}
+        return {"name": "RectifiedFlow", "args": args | {"source": self.source, "scaled": self.scaled}}
+
+
+def filled(tree: Any) -> Any:
+    """The tree of a model, in which a rectified flow of before, which does not say so, hears a scaled state."""
+    if isinstance(tree, list):
+        return [filled(each) for each in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    made = {name: filled(value) for name, value in tree.items()}
+    if made.get("name") == "RectifiedFlow" and isinstance(made.get("args"), Mapping):
+        made["args"] = {"scaled": True, **made["args"]}
+    return made
 
 
 class Coefficients(NamedTuple):
