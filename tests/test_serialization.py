@@ -354,7 +354,7 @@ def test_weights_keep_their_dtype(tmp_path):
 
 def test_a_rectified_flow_of_before_hears_its_state_at_the_scale_that_it_was_trained_at(tmp_path):
     flow = RectifiedFlow(sf.schedules.Flow())
-    path = sf.save(sf.Denoiser(sf.nets.MLP((3,), width=8, depth=1), flow), tmp_path / "new.safetensors")
+    path = sf.save(sf.Denoiser(sf.nets.MLP(3, width=8, depth=1), flow), tmp_path / "new.safetensors")
     assert not sf.load(path).process.scaled
     contract, tensors = files.read_sealed(path)
     del contract["model"]["args"]["process"]["args"]["scaled"]
