@@ -72,7 +72,8 @@ class Text(Condition):
         """
         if not self.trained:
             raise SfumatoError(
-                f"the file keeps no trained captions, as there were more than {KEPT:,} or it is of an earlier version"
+                "the file keeps no trained captions, as there were too many or it is of an earlier version: draw captions "
+                "without retrieval"
             )
         found = []
         for at in range(0, len(texts), _PART):
