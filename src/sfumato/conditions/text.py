@@ -72,7 +72,7 @@ class Text(Condition):
         """
         if not self.trained:
             raise SfumatoError(
-                "the file keeps no trained captions, as there were too many or it is of an earlier version: draw captions "
+                "the file keeps no trained captions, as there were too many or it is of an earlier version: draw them "
                 "without retrieval"
             )
         found = []
