@@ -14,6 +14,9 @@ Real pictures of the same captions say what the judge makes of pictures that it 
 fitted to by heart, and says their captions, so that of an unseen caption the *trained* picture whose caption is nearest
 (by MiniLM) is found more often than the real one. Beside it, "picture": whether a drawn picture is among the k nearest
 to the real one of its caption, of the 300, by the cosine of the features less their mean, which memory does not help.
+
+"retrieved" is drawn from the trained caption that is nearest to the unseen one, as by `sfumato sample --retrieval`. A
+run of MiniLM finds this by the same vectors as the judge, one of words by trigrams, which the judge does not use.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import sfumato as sf
 from efficientnet_lite0 import NAME, features, load, weights_path
 from record import commit, hardware
 from sfumato.cli.train import CAPTION_NET
-from sfumato.conditions import Text
+from sfumato.conditions import Text, retrieved
 from sfumato.folder import existing
 from sfumato.training.config import from_yaml
 
@@ -125,8 +128,8 @@ def main() -> None:
     options = parser.parse_args()
     took = trained_here(options) if options.steps else None
     started = time.process_time()
-    holdout = HOLDOUT if options.steps else from_yaml(str(existing(options.run) / "config.yaml")).holdout
-    pictures, captions, trained, unseen = split(holdout)
+    settings = from_yaml(str(existing(options.run) / "config.yaml"))
+    pictures, captions, trained, unseen = split(settings.holdout if settings.data else HOLDOUT)  # no data: trained here
     real, vectors, look = known(pictures, captions, trained + unseen, options.cache)
     chosen = {"trained": trained[:: max(1, len(trained) // options.number)][: options.number],
               "unseen": unseen[: options.number]}  # fmt: skip
@@ -134,21 +137,25 @@ def main() -> None:
     judge = head(fitted, said)
     model = sf.load(options.run)
     rows = {}
+    guided = sf.guide(model, options.guidance)
     for side, some in chosen.items():
         text, theirs = np.stack([vectors[i] for i in some]), np.stack([real[i] for i in some])
-        x = sf.sample(
-            sf.guide(model, options.guidance), len(some), STEPS, seed=options.seed, caption=[captions[i] for i in some]
-        )
+        asked = [captions[i] for i in some]
+        ways = {"drawn": asked} | ({"retrieved": retrieved(model, asked)} if side == "unseen" else {})
+        images = {
+            name: look(sf.sample(guided, len(some), STEPS, seed=options.seed, caption=way))
+            for name, way in ways.items()
+        }
         rows[f"real, {side}"] = retrieval(theirs, text, judge)
-        nearest = fitted[alike(text - judge[2], said - judge[2]).argmax(1)]
-        for name, image in (("drawn", look(x)), ("nearest trained", nearest)):
+        images["nearest trained"] = fitted[alike(text - judge[2], said - judge[2]).argmax(1)]
+        for name, image in images.items():
             rows[f"{name}, {side}"] = retrieval(image, text, judge)
             rows[f"{name}, {side}: picture"] = found(alike(image - judge[0], theirs - judge[0]))
     rows["chance"] = {f"R@{k}": round(k / options.number, 4) for k in RANKS}
     figures = {
         "retrieval": rows, "captions": {side: len(some) for side, some in chosen.items()}, "head": f"ridge, {NAME}",
         "steps": STEPS, "guidance": options.guidance, "seed": options.seed,
-        "training_seconds": took, "encoder": options.encoder if options.steps else None,
+        "training_seconds": took, "encoder": model.spec.conditions["caption"].encoder.config()["name"],
         "samples_seen": model.provenance.get("samples_seen"), "judged_on": len(trained),
         "seconds": round(time.process_time() - started, 1), "commit": commit(), "hardware": hardware(),
     }  # fmt: skip

@@ -49,6 +49,22 @@ def test_captions_are_drawn_in_turn_and_as_in_python(call, model):
     assert np.array_equal(drawn("b.npz")["x"], made["x"])
 
 
+def test_captions_that_were_not_trained_are_said_or_retrieved(call, model):
+    trained = sf.load(model).spec.conditions["caption"].trained
+    assert "a red boat 0" in trained and len(trained) == 29  # one was held out
+    asked = ("--caption", "a red boat 0", "--caption", "red boats 0", *QUICK, "--guidance", 1, "-n", 4)
+    status, out, err = call("sample", model, *asked, "-o", "plain.npz")
+    assert status == 0 and "Not among the 29 captions of training: 'red boats 0'; --retrieval draws the" in err, err
+    status, out, err = call("sample", model, *asked, "--retrieval", "-o", "near.npz")
+    assert status == 0 and "Drawn as the nearest captions of training: 'red boats 0' as 'a red boat 0'." in err, err
+    plain, near = drawn("plain.npz"), drawn("near.npz")
+    assert near["caption"].tolist() == ["a red boat 0"] * 4
+    assert np.array_equal(near["x"][::2], plain["x"][::2]) and (near["x"][1] != plain["x"][1]).any()
+    assert np.array_equal(near["x"], sf.sample(sf.load(model), 4, steps=2, caption="a red boat 0").numpy())
+    status, out, err = call("sample", model, "--caption", "a red boat 0", *QUICK, "-o", "known.npz")
+    assert status == 0 and "captions of training" not in err
+
+
 def test_guidance_leads_away_from_a_negative_caption(call, model):
     asked = ("--caption", "a red boat", "-n", 2, *QUICK, "--guidance", 3)
     assert call("sample", model, *asked, "-o", "a.npz")[0] == 0
@@ -75,6 +91,7 @@ def test_grids_show_the_captions(call, model):
     [
         (["--caption", "a boat", "--condition", "caption=a boat"], "are the same: leave out one of them"),
         (["--caption", "a", "--caption", "b", "--caption", "c", "-n", 2], "has 3 values for 2 samples"),
+        (["--retrieval"], "--retrieval looks up captions, and none is given: also give --caption"),
         (["--condition", "caption=empty.txt"], "empty.txt holds no captions: write one a line"),
     ],
 )

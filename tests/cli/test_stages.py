@@ -239,5 +239,10 @@ def test_a_cascade_of_captions_is_thresholded_and_enlarges_a_picture_of_ones_own
     assert status == 0 and "Not guided; --guidance sets a scale." in heard, heard
     small = torch.from_numpy(np.load(captioned / "small.npy"))
     assert np.array_equal(np.load("x.npy"), sf.sample(sf.load(run), 2, 2, low_resolution=small, caption="red").numpy())
+    asked = ("-n", 2, "--upscale", captioned / "small.npy", "--caption", "reddish one", "--retrieval")
+    status, _, heard = call("sample", run, *plain, *asked)
+    assert status == 0 and "captions of training: 'reddish one' as 'a red one'" in heard, heard
+    near = sf.sample(sf.load(run), 2, 2, low_resolution=small, caption="a red one")
+    assert np.array_equal(np.load("x.npy"), near.numpy())
     status, _, heard = call("sample", run, *plain, "--upscale", captioned / "one.npy")
     assert status == 2 and "and the model enlarges pictures of 3 x 4 x 4: resize it" in heard

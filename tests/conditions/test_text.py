@@ -243,6 +243,78 @@ def test_minilm_knows_what_is_alike():
     assert conditions.from_config(made.config()) == made
 
 
+# -- the trained captions ---------------------------------------------------------------------------------------------
+
+
+def test_trigrams_say_which_captions_are_alike():
+    """The words "red cats" have 7 trigrams, <re red ed> <ca cat ats ts>, and share 5 of the 7 of "a red cat"."""
+    made = Text.fit(CAPTIONS).after(CAPTIONS)
+    assert made.trained == ("a red cat", "the blue dog", "a green bird sings")
+    (first,), others = made.nearest(["red cats", "cat cat"])[0], made.nearest(["cat cat", "xyz"], 3)
+    assert first == ("a red cat", pytest.approx(5 / 7))
+    assert others == [[("a red cat", pytest.approx(3 * 2 / (12 * 7) ** 0.5))], []]  # <ca cat at> twice
+    assert made.retrieved(["A RED cat!", "red cats", "xyz", None, "red cats"]) == {"red cats": "a red cat"}
+    assert made.untrained(["A RED cat!", "red cats", "xyz", None, "red cats"]) == ["red cats", "xyz"]
+
+
+def test_a_sentence_encoder_says_which_captions_are_alike(tmp_path):
+    said = ["a red cat", "dog sings", "un want red", "cat cat dog"]
+    made = conditions.fit(said, f"text({encoder(tmp_path / 'bert')})").after(said)
+    asked = ["dog a", "red cat", "want sing a red"]
+    a, b = (torch.nn.functional.normalize(made.encode(texts, len(texts)).values[:, 0]) for texts in (asked, said))
+    for row, near in zip(a @ b.T, made.nearest(asked, 4), strict=True):
+        order = [i for i in row.argsort(descending=True).tolist() if row[i] > 0]
+        assert [text for text, _ in near] == [said[i] for i in order]
+        assert torch.allclose(torch.tensor([cosine for _, cosine in near]), row[order], atol=1e-5)
+    assert made.untrained(["a red cat", "A red cat"]) == ["A red cat"]  # an encoder may read capitals
+
+
+def test_captions_of_training_are_kept_and_no_others(monkeypatch):
+    x = np.zeros((40, 2), np.float32)
+    source = sf.data.open({"x": x, "caption": [f"a cat {i // 2}" for i in range(40)]})
+    rows, held = source.split(0.25)
+    spec = sf.data.DataSpec.fit(source, rows)
+    kept = spec.conditions["caption"]
+    assert len(held) and set(kept.trained) == {f"a cat {i // 2}" for i in rows.tolist()}
+    again = conditions.from_config(json.loads(json.dumps(kept.config())))
+    assert again == kept and again.nearest(["cats 3"]) == kept.nearest(["cats 3"])
+    more = kept.extended(kept.after(["a dog", "a cat 1"]))
+    assert more.trained == (*dict.fromkeys([*kept.trained, "a dog", "a cat 1"]),)
+    old = {name: value for name, value in kept.config().items() if name != "trained"}
+    earlier = conditions.from_config(old)
+    assert earlier.config() == old and not earlier.untrained("a dog") and not earlier.extended(kept).trained
+    with pytest.raises(SfumatoError, match="the file keeps no trained captions"):
+        earlier.retrieved("a dog")
+    monkeypatch.setattr(conditions.text, "KEPT", 10)
+    assert sf.data.DataSpec.fit(source, rows).conditions["caption"].trained == ()
+    monkeypatch.setattr(conditions.text, "LETTERS", 50)
+    assert kept.after([]).trained == ()
+
+
+def test_retrieved_captions_are_drawn_as_the_trained_ones(run):
+    model = sf.load(run.path)
+    asked = ["red cats", "the blue dog", None, "a blue doggy", "xyz"]
+    found = conditions.retrieved(model, asked)
+    assert found == ["a red cat", "the blue dog", None, "the blue dog", "xyz"]
+    assert conditions.retrieved(model.spec, "red  cats", "caption") == "a red cat"
+    with pytest.warns(SfumatoWarning, match="it reads 'red .'"):
+        plain = sf.sample(model, 64, caption="red cats")
+    near = sf.sample(model, 64, caption=conditions.retrieved(model, "red cats"))
+    assert torch.equal(near, sf.sample(model, 64, caption="a red cat")) and not torch.equal(near, plain)
+
+
+def test_captions_are_looked_up_in_one_text():
+    x = np.zeros((8, 2), np.float32)
+    two = {"one": ["a cat", "a dog"] * 4, "other": ["red", "blue"] * 4}
+    spec = sf.data.DataSpec.fit(sf.data.open({"x": x, **two}, conditions={"one": "text", "other": "text"}))
+    with pytest.raises(SfumatoError, match="in one condition that is a text: give name=, 'one' or 'other'"):
+        conditions.retrieved(spec, "cats")
+    assert conditions.retrieved(spec, ["cats"], "one") == ["a cat"]
+    for wrong in (sf.data.DataSpec.fit(sf.data.open(x)), None):
+        with pytest.raises(SfumatoError, match="there is no condition of texts here"):
+            conditions.retrieved(wrong, "cats")
+
+
 # -- from captions to samples -----------------------------------------------------------------------------------------
 
 NAMES = ["a red cat", "the blue dog", "one green bird"]

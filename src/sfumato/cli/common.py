@@ -25,6 +25,12 @@ CAPTION = flag(
     "--condition NAME=FILE.txt has one a line.",
     action="append",
 )  # fmt: skip
+RETRIEVAL = flag(
+    "--retrieval",
+    bool,
+    "Draw a caption that training did not have as the trained caption that is nearest to it; --json and a note say "
+    "which. For models of few pictures.",
+)
 INTERVAL = flag(
     "--guidance-interval", float, "Guide only between these two levels of logsnr (lowest, highest).",
     nargs=2, metavar=("LOW", "HIGH"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from sfumato import data
 from sfumato.conditions import Condition, Conditions, Field, Label, MultiLabel, Scalar, Text, resolve
+from sfumato.conditions.text import texts_of
 from sfumato.data import DataSpec
 from sfumato.data.images import IMAGE_SUFFIXES, ImageFiles, read_images
 from sfumato.data.numpy_files import load
@@ -17,7 +19,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import first_line, require_plain
 from sfumato.model import Denoiser
 
-LABEL = "label"
+LABEL, SHOWN = "label", 8  # SHOWN: most captions in a note
 
 
 def spec_of(denoiser: Denoiser, where: Any) -> DataSpec:
@@ -96,6 +98,38 @@ def values(given: Mapping[str, str], known: Mapping[str, Condition]) -> dict[str
     return {name: _value(text, known.get(name)) for name, text in given.items()}
 
 
+def retrieved(options: Any, known: Mapping[str, Condition]) -> tuple[Any, list[str]]:
+    """(the options, with --retrieval with trained captions in the place of others; notes on those others)."""
+    chosen, given = dict(options.condition), values(_of_kind(Text, said(options, known), known), known)
+    if options.retrieval and not given:
+        raise SfumatoError("--retrieval looks up captions, and none is given: also give --caption")
+    notes: list[str] = []
+    for name, value in given.items():
+        condition = known[name]
+        assert isinstance(condition, Text)
+        if options.retrieval:
+            near = condition.retrieved(value)
+            chosen[name] = "\n".join(near.get(text, text) for text in (each or "" for each in texts_of(value)))
+            pairs = [f"{text!r} as {other!r}" for text, other in near.items()]
+            notes += [f"Drawn as the nearest captions of training: {_few(pairs)}."] if pairs else []
+        elif untrained := condition.untrained(value):
+            notes.append(
+                f"Not among the {len(condition.trained):,} captions of training: {_few(list(map(repr, untrained)))}; "
+                "--retrieval draws the nearest of those."
+            )
+    if not options.retrieval:
+        return options, notes
+    return argparse.Namespace(**{**vars(options), "caption": None, "condition": list(chosen.items())}), notes
+
+
+def _few(texts: list[str]) -> str:
+    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else "")
+
+
+def _of_kind(kind: type, given: Mapping[str, str], known: Mapping[str, Condition]) -> dict[str, str]:
+    return {name: value for name, value in given.items() if isinstance(known.get(name), kind)}
+
+
 def in_turn(given: Conditions, spec: DataSpec, index: torch.Tensor) -> Conditions:
     """The conditions with all classes in turn, by the number of each sample, if no class was set."""
     if LABEL in given or not spec.classes:
@@ -146,7 +180,7 @@ def _is_class(condition: Condition, text: str) -> bool:
 
 def texts(given: Mapping[str, str], spec: DataSpec, index: torch.Tensor) -> dict[str, list[Any]]:
     """Name -> the text of each sample as it was typed, of conditions that are texts."""
-    found = values({n: v for n, v in given.items() if isinstance(spec.conditions.get(n), Text)}, spec.conditions)
+    found = values(_of_kind(Text, given, spec.conditions), spec.conditions)
     return {n: _turns(n, v, index) if isinstance(v, list) else [v] * len(index) for n, v in found.items()}
 
 

@@ -11,6 +11,7 @@ from sfumato.cli.common import (
     INTERVAL,
     LABELS,
     MODEL,
+    RETRIEVAL,
     RUN,
     SOURCES,
     WEIGHTS,
@@ -155,6 +156,7 @@ SAMPLE = Command(
             dest="class_",
         ),
         CAPTION,
+        RETRIEVAL,
         GIVEN,
         flag(
             "--guidance", float,

@@ -62,6 +62,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     device = device_of(options.device) if world.size == 1 else world.device
     denoiser = serialization.load_sampler(options.model, options.weights, device, sampling.STATELESS)
     spec, options = asked.spec_of(denoiser, options.model), heard(options, denoiser)
+    options, notes = asked.retrieved(options, spec.conditions)
     stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     for stage in stages:
@@ -86,6 +87,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
             raise SfumatoError(f"--{asked_edit} is done by one process: start it without torchrun")
         options.number = edit.NUMBER if options.number is None else options.number
         index = _index(options, spec, {})
+        _say(notes, note)
         return edit.draw(asked_edit, options, denoiser, origin(options, contract, denoiser, index), note)
     out = world.broadcast_result(lambda: options.out or write.default_name(spec))
     given = asked.said(options, spec.conditions, options.class_)
@@ -98,6 +100,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     model = guided(options, denoiser, scale)
     plans = sampling.plans(model, options.steps, options.solver)
     if not plain:
+        _say(notes, note)
         _say_choices(options, spec, given, cond, scale, note)
     for stage, plan in zip(stages, plans, strict=False):  # a coupling flow has no plan
         _say_plan(options, stage, plan, note)
@@ -106,6 +109,11 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     facts = manifest(options, contract, denoiser, plans, scale, index, given, columns)
     files = world.broadcast_result(lambda: write.write(path, folder, x, columns, spec, facts, plain))
     return {"out": out, "files": files, "seconds": round(time.monotonic() - started, 2), "manifest": facts}
+
+
+def _say(lines: Sequence[str], note: Callable[[str], None]) -> None:
+    for line in lines:
+        note(line)
 
 
 def _refuse_edits(options: Any, model: Any) -> None:

@@ -44,6 +44,8 @@ class Encoder(Protocol):
     def encode(self, captions: Sequence[str | None]) -> Tensor: ...
     def decode(self, values: Tensor) -> list[str]: ...
     def doubt(self, values: Tensor) -> str | None: ...
+    def read(self, text: str) -> str: ...
+    def alike(self, texts: Sequence[str], others: Sequence[str]) -> Tensor: ...
     def network(self) -> dict[str, Any]: ...
     def config(self) -> dict[str, Any]: ...
     def describe(self) -> str: ...
@@ -84,25 +86,26 @@ class Sentences:
         known = list(dict.fromkeys(caption for caption in captions if caption is not None))
         found = torch.zeros(len(known) + 1, 1 + self.length, self.size)
         if known:
-            found[:-1] = self._embedded(known)
+            found[:-1] = self._embedded(known, 1 + self.length)
         if len(_SPELT) > _KEPT:
             _SPELT.clear()
         _SPELT.update(zip(map(_key, found), known, strict=False))
         row = {caption: i for i, caption in enumerate(known)}
         return found[[len(known) if caption is None else row[caption] for caption in captions]]
 
-    def _embedded(self, texts: list[str]) -> Tensor:
-        """float32 (n, 1 + length, size); of many texts kept in the cache."""
+    def _embedded(self, texts: list[str], rows: int) -> Tensor:
+        """The first `rows` of each text, float32 (n, rows, size); of many texts kept in the cache."""
         folder = _found(self.name, self.sha256)
-        key = cache.identity(["texts", self.sha256, self.length, texts])
+        key = cache.identity(["texts", self.sha256, self.length, rows, texts])
         if len(texts) >= _MANY and (entry := cache.find(key)) is not None:
             with suppress(OSError, ValueError):  # what cannot be read, or is no embedding, is embedded again
                 kept = torch.from_numpy(entry.array("c"))
-                if kept.shape == (len(texts), 1 + self.length, self.size) and kept.dtype == torch.float32:
+                if kept.shape == (len(texts), rows, self.size) and kept.dtype == torch.float32:
                     if bool(kept.isfinite().all()):
                         return kept
         reader = reader_of(folder)
-        found = torch.cat([reader.embed(texts[at : at + _BATCH], self.length) for at in range(0, len(texts), _BATCH)])
+        parts = (texts[at : at + _BATCH] for at in range(0, len(texts), _BATCH))
+        found = torch.cat([reader.embed(part, self.length)[:, :rows].clone() for part in parts])
         if len(texts) >= _MANY:
             with suppress(cache.Unkept), cache.drafted(key, found.nbytes) as draft:
                 cache.allocate(draft, found.shape, "float32")[:] = found.numpy()
@@ -115,6 +118,14 @@ class Sentences:
 
     def doubt(self, values: Tensor) -> None:
         return None
+
+    def read(self, text: str) -> str:
+        return text
+
+    def alike(self, texts: Sequence[str], others: Sequence[str]) -> Tensor:
+        """The cosines (n, m) of the vectors of texts and others."""
+        a, b = (self._embedded(list(each), 1)[:, 0] for each in (texts, others))
+        return a @ b.T / self.size
 
     def network(self) -> dict[str, Any]:
         return {"kind": "text", "size": self.size}

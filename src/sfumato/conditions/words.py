@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -81,6 +82,29 @@ class Words:
         read = self.decode(values[strange])[0]
         return f"words that no training caption had are unknown to the model: it reads {read!r}"
 
+    def read(self, text: str) -> str:
+        """The words of a text."""
+        return " ".join(words(text))
+
+    def alike(self, texts: Sequence[str], others: Sequence[str]) -> Tensor:
+        """The cosines (n, m) of the counts of trigrams, the runs of three letters of the words.
+
+        The beginning and the end of a word count as letters, so that one of a single letter has a trigram too.
+        """
+        places: dict[str, list[tuple[int, int]]] = {}
+        counts = [_trigrams(text) for text in others]
+        for i, each in enumerate(counts):
+            for run, n in each.items():
+                places.setdefault(run, []).append((i, n))
+        products = torch.zeros(len(texts), len(others))
+        for row, each in zip(products, map(_trigrams, texts), strict=True):
+            sums = [0] * len(others)
+            for run, n in each.items():
+                for i, m in places.get(run, ()):
+                    sums[i] += n * m
+            row[:] = torch.tensor(sums) / max(1.0, math.hypot(*each.values()))
+        return products / torch.tensor([max(1.0, math.hypot(*each.values())) for each in counts])
+
     def network(self) -> dict[str, Any]:
         return {"kind": "words", "vocabulary": len(self.vocabulary)}
 
@@ -94,3 +118,8 @@ class Words:
 
     def describe(self) -> str:
         return f"{len(self.vocabulary):,} words, up to {self.length} in a caption"
+
+
+def _trigrams(text: str) -> Counter[str]:
+    marked = (f"<{word}>" for word in words(text))
+    return Counter(word[i : i + 3] for word in marked for i in range(len(word) - 2))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import cache, schema
-from ..conditions import MISSING, Condition, Conditions, Label, fit, from_config, without_gaps
+from ..conditions import MISSING, Condition, Conditions, Label, Text, fit, from_config, without_gaps
 from ..conditions.real import Real
 from ..errors import SfumatoError, SfumatoWarning, an, counted
 from ..normaliser import CALIBRATED, Normaliser, Statistics
@@ -430,12 +430,14 @@ def missing_words(share: Sequence[float]) -> list[str]:
 
 
 def fitted(name: str, column: "Column", rows: Tensor) -> Condition:
-    """The condition that a column declares: classes and range of all its values, mean and std of `rows`."""
+    """The condition that a column declares: classes and range of all its values; mean and std, or texts, of `rows`."""
     if column.names is not None and column.kind in ("", Label.kind):
         return Label(column.names)
     chosen = column.take(rows)
     try:
         whole = fit(column.spelt, column.kind)
+        if isinstance(whole, Text):
+            return whole.after(chosen.spelt)
         if not isinstance(whole, Real) or not chosen.present.any():
             return whole
         trained = fit(chosen.spelt, whole.kind)
