@@ -9,8 +9,8 @@ s = t the map is an ordinary denoiser. With w = z / S and d = theta_t - theta_s 
     mean    F = G                                   the step of Euler's method in theta
     ddim    F = (sin d G - (1 - cos d) w) / d       X = S_s [cos d w + sin d G], the step of DDIM
 
-whichever `form` the map has. A network that answers 0 is in the first the exact map of N(0, sigma_data^2) data, and keeps
-all noise; in the second it keeps cos d of it, none from noise to data, where G is the sample itself.
+whichever `form` the map has. A network that answers 0 is in the first the exact map of N(0, sigma_data^2) data, and
+keeps all noise; in the second it keeps cos d of it, none from noise to data, where G is the sample itself.
 Consistency models (s = 0), shortcut models, MeanFlow and distilled students are such maps.
 Sources: Boffi et al. 2024 (2406.07507); Kim et al. 2023 (2310.02279); Geng et al. 2025 (2505.13447), the means; Song et
 al. 2020 (2010.02502), Eq. 12, and 2023 (2303.01469), Eq. 5, the skip of the second form.
@@ -120,8 +120,8 @@ class FlowMap(Wrapped):
     ) -> FlowMap:  # fmt: skip
         """A map that starts at the teacher: its network with the second time added, of which the output is zero.
 
-        Each call is then one step of the teacher, by the method of its `form`. Of a guided or wrapped teacher it is the denoiser
-        inside that it starts at.
+        Each call is then one step of the teacher, by the method of its `form`. Of a guided or wrapped teacher it is the
+        denoiser inside that it starts at.
         """
         first = innermost(teacher)
         inner = copy.copy(first)
