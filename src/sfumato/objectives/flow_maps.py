@@ -194,7 +194,9 @@ class MapLoss(TaughtLoss, abc.ABC):
             inner: Any = model.inner
             same = (model.calls, model.gamma) == (self.calls, self.gamma)
             return model if same else FlowMap(inner, self.calls, self.gamma, model.form)
-        student = FlowMap.student(model, self.calls, self.gamma)
+        pictures = getattr(getattr(model, "spec", None), "kind", None) == "image"
+        # what a network of pictures fails to take away of the noise is seen as grain: it had better not be asked to
+        student = FlowMap.student(model, self.calls, self.gamma, "ddim" if pictures else "mean")
         student.spec = model.spec
         return student
 
