@@ -15,7 +15,7 @@ Charbonnier et al. 1994, "Two deterministic half-quadratic regularization algori
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class PathDistillation(MapLoss):
     of four pairs of states are a step of one of these numbers of equal calls, as far as they divide K; the others are
     any two. huber: c; 0 is the square.
     """
+
+    settings: ClassVar[dict[str, Any]] = {"lr": 2e-3}
 
     def __init__(
         self, teacher: Teacher | None = None, paths: int = 1024, steps: int = 12, calls: tuple[int, ...] = CALLS,
