@@ -69,11 +69,11 @@ def distill(
     data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
     on from where the first has led in FIRST of the budget; "auto" is what comes nearest to the teacher in equal time,
-    AUTO, or of pictures OF_PICTURES, and of small ones THEN. init: a student, file or run, that is trained further, in place of one that starts at
-    the teacher. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's
-    guidance and its levels of logsnr, which the student then has for good, at no second call; or a range of scales,
-    (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat", guidance_scale=2.5)`. settings:
-    those of `sf.train`.
+    AUTO, or of pictures OF_PICTURES, and of small ones THEN. init: a student, file or run, that is trained further, in
+    place of one that starts at the teacher. calls: the numbers of calls that the student is for. guidance, interval:
+    the scale of the teacher's guidance and its levels of logsnr, which the student then has for good, at no second
+    call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat",
+    guidance_scale=2.5)`. settings: those of `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
     rising stops with an error. Its report ends with the ladder: the distance to the teacher's own fine solution by the
