@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.conditions import Conditions
+from sfumato.diagnostics.path_answers import ask_of_paths
 from sfumato.flow_map import FlowMap, angle, time
 from sfumato.objectives.flow_maps import moved
 
@@ -90,6 +92,17 @@ def test_both_forms_are_the_step_of_their_mean() -> None:
     assert torch.allclose(silent(z, 0.8, until=0.4).to(0.4), silent(z, 0.8).to(0.4))
     with pytest.raises(sf.SfumatoError, match="did you mean 'ddim'"):
         FlowMap(sf.Denoiser(Nothing(), sf.Gaussian("cosine")), form="dim")
+
+
+def test_a_student_that_hears_no_second_time_is_seen_in_either_form() -> None:
+    """By its answers: the mean of the form of DDIM depends on the path's end whatever the network says."""
+    for form in ("mean", "ddim"):
+        model = FlowMap.student(teacher(), form=form)
+        assert ask_of_paths(model, torch.randn(32, 3), Conditions({})).response < 1e-12
+        torch.manual_seed(0)
+        for weight in model.inner.net.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        assert ask_of_paths(model, torch.randn(32, 3), Conditions({})).response > 1e-4, form
 
 
 def test_a_network_that_cannot_hear_a_second_time_is_refused() -> None:

@@ -150,16 +150,21 @@ class FlowMap(Wrapped):
         found: Tensor = inner.predict(z, t, **{UNTIL: end}, **cond)
         return found
 
+    def answer(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
+        """G(z, t, s), what the network says of the path from t to s, like z."""
+        end = heard(_end(self.process, as_time(s)), len(z), z.device)
+        found: Tensor = self.inner(z, t, **{UNTIL: end}, **cond).F
+        return found
+
     def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
         """F(z, t, s), the mean of F over the path from t to s, like z."""
-        process, end = self.process, _end(self.process, as_time(s))
-        found: Tensor = self.inner(z, t, **{UNTIL: heard(end, len(z), z.device)}, **cond).F
+        answer = self.answer(z, t, s, **cond)
         if self.form == "mean":
-            return found
-        d = angle(process, as_time(t)) - end
-        own = torch.where(d == 0, 1.0, d.sin() / torch.where(d == 0, 1.0, d))
-        # (1 - cos d) / d without its cancellation
-        return broadcast(own, z) * found - broadcast(own * torch.tan(d / 2), z) * unit(process, z, t)
+            return answer
+        d = angle(self.process, as_time(t)) - _end(self.process, as_time(s))
+        part = torch.where(d == 0, 1.0, d.sin() / torch.where(d == 0, 1.0, d))
+        # sin d tan(d / 2) is 1 - cos d, without its cancellation
+        return broadcast(part, z) * answer - broadcast(part * torch.tan(d / 2), z) * unit(self.process, z, t)
 
 
 def _end(process: Additive, s: Tensor) -> Tensor:
