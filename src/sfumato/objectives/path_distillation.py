@@ -46,7 +46,7 @@ class PathDistillation(MapLoss):
 
     def __init__(
         self, teacher: Teacher | None = None, paths: int = 1024, steps: int = 12, calls: tuple[int, ...] = CALLS,
-        seed: int = 0, huber: float = 0.05,
+        seed: int = 0, huber: float = 0.02,
     ) -> None:  # fmt: skip
         super().__init__(teacher, diagonal=0.0, calls=calls, seed=seed)
         self.count, self.steps = whole("paths", paths, least=1), whole("steps", steps, least=1)
