@@ -238,7 +238,7 @@ class Away(Loss):
 
 def test_a_run_whose_distance_keeps_rising_stops(tmp_path: object) -> None:
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(sf.SfumatoError, match=r"step \d+: the distance .* rose in 3 evaluations"):
+    with pytest.raises(sf.SfumatoError, match=r"step \d+: the distance rose in 3 evaluations"):
         sf.train(x, f"{tmp_path}/run", loss=Away(), net="tiny", steps=200, sample_every=0, console=Silent())
     found = [line["valid_ema"] for line in read(Path(f"{tmp_path}/run/metrics.jsonl")) if "valid_ema" in line]
     assert len(found) == 4 and rising(found)
