@@ -1,4 +1,4 @@
-"""The exact flow map of a known law, and batches of its samples."""
+"""The exact flow map of a known law, also as what a network would answer, and batches of its samples."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 import sfumato as sf
 from sfumato.conditions import Conditions
-from sfumato.flow_map import angle, unit
+from sfumato.flow_map import FlowMap, angle, time, unit
 
 LAW = sf.exact.GaussianMixture(
     [0.3, 0.3, 0.4],
@@ -29,6 +29,28 @@ class ExactMap:
         end = self.law.flow_between(z, process.schedule(t), process.schedule(s))
         mean = (unit(process, end, s) - unit(process, z, t)) / torch.where(still, 1.0, d)[:, None]
         return torch.where(still[:, None], self.law.denoiser(process)(z, t).F, mean)
+
+
+class ExactAnswers:
+    """The denoiser whose network answers exactly what a map of this form needs."""
+
+    def __init__(self, law: sf.exact.GaussianMixture, process: sf.Gaussian, form: str) -> None:
+        self.exact, self.process, self.form = ExactMap(law, process), process, form
+
+    def __call__(self, z: torch.Tensor, t: torch.Tensor, until: torch.Tensor, **cond: Any) -> sf.Estimate:
+        s = time(self.process, until.double() / 2)
+        answer = self.exact.mean(z, t, s)
+        if self.form == "ddim":
+            d = (angle(self.process, t) - until.double() / 2)[:, None]
+            moved = (d * answer + (1 - d.cos()) * unit(self.process, z, t)) / torch.where(d == 0, 1.0, d.sin())
+            answer = torch.where(d.abs() < 1e-6, answer, moved)
+        return sf.Estimate(z, t, self.process.schedule, y=answer, sigma_data=self.process.sigma_data, named="F")
+
+
+def exact_map(law: sf.exact.GaussianMixture, process: sf.Gaussian, form: str) -> FlowMap:
+    """The exact map of a law as a `FlowMap`."""
+    inner: Any = ExactAnswers(law, process, form)
+    return FlowMap(inner, form=form)
 
 
 def batch(law: sf.exact.GaussianMixture, count: int, seed: int = 0) -> SimpleNamespace:

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.conditions import Conditions
+from sfumato.diagnostics.path_answers import ask_of_paths
 from sfumato.flow_map import FlowMap, angle, time
+from sfumato.objectives.flow_maps import moved
 
 SCHEDULES = ("cosine", "flow", "edm", "linear")
 
@@ -56,10 +59,10 @@ def teacher(classes: int = 0, target: str = "v") -> sf.Denoiser:
 
 
 def test_a_student_starts_as_its_teacher() -> None:
-    """At s = t it is the teacher to the bit, and each call is an Euler step in theta."""
+    """At s = t it is the teacher to the bit, and each call is an Euler step in theta, or one of DDIM."""
     for classes, target in ((0, "v"), (4, "F"), (0, "eps"), (0, "x")):
         first = teacher(classes, target)
-        model = FlowMap.student(first)
+        model = FlowMap.student(first, form="mean")
         z, cond = torch.randn(5, 3), {}
         if classes:
             cond = {"label": torch.tensor([0, 1, 2, 3, -1]), "mass": torch.randn(5)}
@@ -67,6 +70,39 @@ def test_a_student_starts_as_its_teacher() -> None:
         assert torch.equal(model.mean(z, 0.6, 0.2, **cond), first(z, 0.6, **cond).F)
         assert torch.allclose(model(z, 0.6, until=0.6, **cond).x, first(z, 0.6, **cond).x, atol=1e-5)
         assert all(p is not q for p, q in zip(first.net.parameters(), model.inner.net.parameters(), strict=False))
+        skips = FlowMap.student(first, form="ddim")
+        assert torch.equal(skips(z, 0.6, **cond).F, first(z, 0.6, **cond).F)
+        assert torch.allclose(skips(z, 0.6, until=0.2, **cond).to(0.2), first(z, 0.6, **cond).to(0.2), atol=1e-5)
+
+
+def test_both_forms_are_the_step_of_their_mean() -> None:
+    """X(z, t, s) = S_s [z / S_t + (theta_t - theta_s) F] for the F that losses see, also where the path has no length;
+    of the form of DDIM a network that answers 0 leaves cos d of the noise, and none at the end."""
+    z, each = noisy(sf.Gaussian("cosine"), 0.8), torch.ones(8, dtype=torch.float64)
+    for schedule in SCHEDULES:
+        for form in ("mean", "ddim"):
+            net = sf.nets.MLP(3, 16, 1, conditions={"until": {"kind": "scalar"}}).double()
+            torch.nn.init.normal_(next(reversed(list(net.parameters()))), std=0.5)
+            model = FlowMap(sf.Denoiser(net, sf.Gaussian(schedule, sigma_data=0.7)), form=form)
+            for t, s in ((0.9, 0.3), (0.6, 0.59999), (0.6, 0.6), (1.0, 0.01)):
+                want = moved(model.process, z, t * each, s * each, model.mean(z, t * each, s * each))
+                assert torch.allclose(model(z, t, until=s).to(s), want, atol=1e-7), (schedule, form, t, s)
+    silent = FlowMap(sf.Denoiser(Nothing(), sf.Gaussian("cosine", target="F")), form="ddim")
+    assert float(silent(z, 1.0, until=0.0).to(0.0).abs().max()) < 1e-9
+    assert torch.allclose(silent(z, 0.8, until=0.4).to(0.4), silent(z, 0.8).to(0.4))
+    with pytest.raises(sf.SfumatoError, match="did you mean 'ddim'"):
+        FlowMap(sf.Denoiser(Nothing(), sf.Gaussian("cosine")), form="dim")
+
+
+def test_a_student_that_hears_no_second_time_is_seen_in_either_form() -> None:
+    """By its answers: the mean of the form of DDIM depends on the path's end whatever the network says."""
+    for form in ("mean", "ddim"):
+        model = FlowMap.student(teacher(), form=form)
+        assert ask_of_paths(model, torch.randn(32, 3), Conditions({})).response < 1e-12
+        torch.manual_seed(0)
+        for weight in model.inner.net.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        assert ask_of_paths(model, torch.randn(32, 3), Conditions({})).response > 1e-4, form
 
 
 def test_a_network_that_cannot_hear_a_second_time_is_refused() -> None:
@@ -118,8 +154,9 @@ def test_no_plan_is_fitted_to_a_map() -> None:
 
 
 def test_a_map_in_a_file(tmp_path: object) -> None:
-    model = FlowMap.student(teacher(), calls=(3, 1))
-    path = sf.save(model, f"{tmp_path}/map.safetensors")
-    loaded = sf.load(path)
-    assert isinstance(loaded, FlowMap) and loaded.calls == (3, 1)
-    assert torch.equal(sf.sample(loaded, 3), sf.sample(model, 3))
+    for form in ("mean", "ddim"):
+        model = FlowMap.student(teacher(), calls=(3, 1), form=form)
+        path = sf.save(model, f"{tmp_path}/{form}.safetensors")
+        loaded = sf.load(path)
+        assert isinstance(loaded, FlowMap) and loaded.calls == (3, 1) and loaded.form == form
+        assert torch.equal(sf.sample(loaded, 3), sf.sample(model, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from sfumato import folder, noise, serialization
-from sfumato.conditions import declared
+from sfumato.conditions import Text, declared
 from sfumato.data.text import END
 from sfumato.distributed import ALONE, World, joined
 from sfumato.errors import SfumatoError, suggest, whole
@@ -37,6 +38,8 @@ from sfumato.training.stages import student
 
 AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
 OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
+THEN = "path-distillation"  # for pictures of at most _KEPT numbers, as paths are kept in memory and checkpoints
+_KEPT = 4096
 FIRST = 0.4  # of the budget, for the first of two stages
 DRAWN = 4096  # samples of the teacher, where no data are given
 TEACHER, SAMPLES, TEXTS = "teacher.safetensors", "teacher_samples.npz", "teacher_samples.jsonl"  # in a run folder
@@ -66,12 +69,12 @@ def distill(
     says in one call what it says in several (`objectives.symbol_distillation`), and has no ladder. data: its training
     data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
-    on from where the first has led in FIRST of the budget; "auto" is the one that comes nearest to the teacher in equal
-    time, AUTO, or OF_PICTURES. init: a student, file or run, that is trained further, in place of one that starts at
-    the teacher. calls: the numbers of calls that the student is for. guidance, interval: the scale of the teacher's
-    guidance and its levels of logsnr, which the student then has for good, at no second call; or a range of scales,
-    (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat", guidance_scale=2.5)`. settings:
-    those of `sf.train`.
+    on from where the first has led in FIRST of the budget; "auto" is what comes nearest to the teacher in equal time,
+    AUTO, or of pictures OF_PICTURES, and of small ones THEN. init: a student, file or run, that is trained further, in
+    place of one that starts at the teacher. calls: the numbers of calls that the student is for. guidance, interval:
+    the scale of the teacher's guidance and its levels of logsnr, which the student then has for good, at no second
+    call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat",
+    guidance_scale=2.5)`. settings: those of `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
     rising stops with an error. Its report ends with the ladder: the distance to the teacher's own fine solution by the
@@ -119,7 +122,7 @@ def in_words(
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     model = serialization.load_sampler(file, device=world.device)
-    losses = [loss_named(each, words, calls) for each in _chosen(method, model).split(" + ")]
+    losses = [loss_named(each, words, calls) for each in _chosen(method, model, world).split(" + ")]
     if len(losses) > 2:
         raise SfumatoError(f"A student is trained in one stage or in two, and {method!r:.80} names {len(losses)}.")
     refuse_latent(model, "Distillation")
@@ -139,13 +142,17 @@ def in_words(
     return [{**base, **a, **b, "loss": c} for a, b, c in zip(own, budgets, losses, strict=True)], data
 
 
-def _chosen(method: str, model: Any) -> str:
+def _chosen(method: str, model: Any, world: World) -> str:
     """The method that "auto" stands for."""
     if method != "auto":
         return method
     if isinstance(getattr(model, "process", None), Masked):
         return OF_MASKS
-    return OF_PICTURES if getattr(model.spec, "kind", None) == "image" else AUTO
+    if getattr(model.spec, "kind", None) != "image":
+        return AUTO
+    texts = any(isinstance(each, Text) for each in (declared(model) or {}).values())  # of several lengths
+    kept = world.size == 1 and not texts and math.prod(model.shape) <= _KEPT
+    return f"{OF_PICTURES} + {THEN}" if kept else OF_PICTURES
 
 
 def _budget(settings: dict[str, Any], stage: int) -> dict[str, Any]:

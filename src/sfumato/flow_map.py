@@ -3,10 +3,17 @@
     X(z, t, s) = S_s [ z / S_t + (theta_t - theta_s) F(z, t, s) ],   theta = arctan(sigma / (alpha sigma_data)),
     S = sqrt(sigma^2 + alpha^2 sigma_data^2)
 
-F(z, t, s) is the mean of the target F = -d(z / S)/dtheta over the path, so X(z, t, t) = z whatever the network, a
-network that answers 0 is the exact map of N(0, sigma_data^2) data, and at s = t the map is an ordinary denoiser.
+F(z, t, s) is the mean of the target F = -d(z / S)/dtheta over the path, so X(z, t, t) = z whatever the network, and at
+s = t the map is an ordinary denoiser. With w = z / S and d = theta_t - theta_s the network's answer G is
+
+    mean    F = G                                   the step of Euler's method in theta
+    ddim    F = (sin d G - (1 - cos d) w) / d       X = S_s [cos d w + sin d G], the step of DDIM
+
+whichever `form` the map has. A network that answers 0 is in the first the exact map of N(0, sigma_data^2) data, and
+keeps all noise; in the second it keeps cos d of it, none from noise to data, where G is the sample itself.
 Consistency models (s = 0), shortcut models, MeanFlow and distilled students are such maps.
-Sources: Boffi et al. 2024 (2406.07507); Kim et al. 2023 (2310.02279); Geng et al. 2025 (2505.13447).
+Sources: Boffi et al. 2024 (2406.07507); Kim et al. 2023 (2310.02279); Geng et al. 2025 (2505.13447), the means; Song et
+al. 2020 (2010.02502), Eq. 12, and 2023 (2303.01469), Eq. 5, the skip of the second form.
 """
 
 from __future__ import annotations
@@ -19,7 +26,7 @@ from torch import Tensor, nn
 
 from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Wrapped
-from sfumato.errors import SfumatoError, an
+from sfumato.errors import SfumatoError, an, suggest
 from sfumato.model import Denoiser
 from sfumato.nets.growth import core, grown
 from sfumato.noise import seeded
@@ -27,6 +34,7 @@ from sfumato.process import Additive, Gaussian
 from sfumato.registry import register
 from sfumato.schedule import Time, as_time
 
+FORMS = ("mean", "ddim")
 UNTIL = "until"  # the condition by which the network hears the second time
 _HEARD = 2.0  # theta runs from 0 to pi / 2; scalar conditions of networks are of order 1
 
@@ -61,14 +69,20 @@ class FlowMap(Wrapped):
 
     inner: a Gaussian `Denoiser` of any target, whose network takes a scalar condition `until`, as
     `FlowMap.student(teacher)` builds it. calls: the numbers of calls that it was trained for; the first is the default
-    of `sf.sample`. gamma: the share of the noise that it is meant to renew between calls. Samples are drawn by the
-    solver "map"; every other solver uses the model as a denoiser.
+    of `sf.sample`. gamma: the share of the noise that it is meant to renew between calls. form: what the network's
+    answer is, "mean" or "ddim" (above). Samples are drawn by the solver "map"; every other solver uses the model as a
+    denoiser.
     """
 
     two_times = True
 
-    def __init__(self, inner: Denoiser, calls: tuple[int, ...] = (1, 2, 4), gamma: float = 0.0) -> None:
+    def __init__(
+        self, inner: Denoiser, calls: tuple[int, ...] = (1, 2, 4), gamma: float = 0.0, form: str = "mean"
+    ) -> None:  # fmt: skip
         super().__init__(inner)
+        if form not in FORMS:
+            raise SfumatoError(f"Unknown form {form!r:.60} of a flow map: {suggest(form, FORMS)}")
+        self.form = form
         process = getattr(inner, "process", None)
         if not isinstance(process, Gaussian):
             raise SfumatoError(
@@ -101,17 +115,19 @@ class FlowMap(Wrapped):
         inner.spec = spec
 
     @classmethod
-    def student(cls, teacher: Any, calls: tuple[int, ...] = (1, 2, 4), gamma: float = 0.0) -> FlowMap:
+    def student(
+        cls, teacher: Any, calls: tuple[int, ...] = (1, 2, 4), gamma: float = 0.0, form: str = "mean"
+    ) -> FlowMap:  # fmt: skip
         """A map that starts at the teacher: its network with the second time added, of which the output is zero.
 
-        Each call is then one Euler step of the teacher in theta. Of a guided or wrapped teacher it is the denoiser
-        inside that it starts at.
+        Each call is then one step of the teacher, by the method of its `form`. Of a guided or wrapped teacher it is the
+        denoiser inside that it starts at.
         """
         first = innermost(teacher)
         inner = copy.copy(first)
         inner._modules = {**first._modules, "net": hearing(first.net)}
         inner.plans = {}
-        return cls(inner, calls, gamma)
+        return cls(inner, calls, gamma, form)
 
     def __call__(self, z: Tensor, t: Time, /, until: Time | None = None, **cond: Any) -> Estimate:
         process, t = self.process, as_time(t)
@@ -120,9 +136,11 @@ class FlowMap(Wrapped):
         belief: Estimate = self.inner(z, t, **{UNTIL: heard(end, len(z), z.device)}, **cond)
         if until is None:
             return belief
-        d = theta - end
-        slope = torch.where(d == 0, 1.0, d / torch.where(d == 0, 1.0, d.sin()))
-        y = broadcast(slope, z) * belief.F + broadcast(torch.tan(d / 2), z) * unit(process, z, t)
+        y = belief.F
+        if self.form == "mean":
+            d = theta - end
+            slope = torch.where(d == 0, 1.0, d / torch.where(d == 0, 1.0, d.sin()))
+            y = broadcast(slope, z) * y + broadcast(torch.tan(d / 2), z) * unit(process, z, t)
         return Estimate(z, t, process.schedule, y=y, sigma_data=process.sigma_data, named="F")
 
     def predict(self, z: Tensor, t: Time, /, **cond: Any) -> Tensor:
@@ -132,11 +150,21 @@ class FlowMap(Wrapped):
         found: Tensor = inner.predict(z, t, **{UNTIL: end}, **cond)
         return found
 
-    def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
-        """F(z, t, s), the mean of F over the path from t to s, like z."""
+    def answer(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
+        """G(z, t, s), what the network says of the path from t to s, like z."""
         end = heard(_end(self.process, as_time(s)), len(z), z.device)
         found: Tensor = self.inner(z, t, **{UNTIL: end}, **cond).F
         return found
+
+    def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
+        """F(z, t, s), the mean of F over the path from t to s, like z."""
+        answer = self.answer(z, t, s, **cond)
+        if self.form == "mean":
+            return answer
+        d = angle(self.process, as_time(t)) - _end(self.process, as_time(s))
+        part = torch.where(d == 0, 1.0, d.sin() / torch.where(d == 0, 1.0, d))
+        # sin d tan(d / 2) is 1 - cos d, without its cancellation
+        return broadcast(part, z) * answer - broadcast(part * torch.tan(d / 2), z) * unit(self.process, z, t)
 
 
 def _end(process: Additive, s: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sfumato as sf
-from map_cases import LAW, ExactMap, batch
+from map_cases import LAW, ExactMap, batch, exact_map
 from sfumato.conditions import Conditions
 from sfumato.flow_map import FlowMap, angle
 from sfumato.nets.layout import channels_last
@@ -34,6 +34,24 @@ def test_the_exact_map_is_a_fixed_point() -> None:
         }
         for name, (loss, tolerance) in losses.items():
             assert float(loss.losses(exact, batch(LAW, 24)).max()) < tolerance, (schedule, name)
+
+
+def test_the_exact_map_is_a_fixed_point_in_either_form() -> None:
+    """The network hears the end of a path in float32, of which derivatives see 1e-7 / (2 WIDTH)."""
+    process = sf.Gaussian("cosine")
+    teacher = LAW.denoiser(process)
+    some = batch(LAW, 8)
+    for form in ("mean", "ddim"):
+        exact = exact_map(LAW, process, form)
+        for loss, tolerance in (
+            (Semigroup(teacher), 1e-8), (Lagrangian(teacher), 1e-5), (MeanFlow(teacher, improved=True), 1e-5)
+        ):  # fmt: skip
+            assert float(loss.losses(exact, some).max()) < tolerance, (form, type(loss))
+        wrong = exact_map(LAW, process, "ddim" if form == "mean" else "mean")
+        wrong.form = form
+        assert float(Semigroup(teacher).losses(wrong, some).max()) > 1e-2, "and answers of the other form are none"
+    began = Semigroup(calls=(3,)).begun(FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 8, 1), process), form="ddim"))
+    assert began.form == "ddim" and began.calls == (3,)
 
 
 def test_targets_of_data_have_the_exact_map_as_their_mean() -> None:

@@ -11,9 +11,9 @@ from map_cases import LAW, ExactMap, batch
 from sfumato import flow_map
 from sfumato.conditions import Conditions
 from sfumato.distillation import loss_named
-from sfumato.flow_map import FlowMap, angle
+from sfumato.flow_map import FlowMap, angle, unit
 from sfumato.objectives.flow_maps import Path
-from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity, carried
+from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity, carried, energy
 from sfumato.registry import names
 from sfumato.training import State, TrainConfig, fit
 
@@ -122,6 +122,33 @@ def test_students_that_renew_no_noise_are_compared_where_their_calls_end() -> No
             DistributionMatching(teacher, **wrong)
     with pytest.raises(sf.SfumatoError, match="renew all noise"):
         MomentMatching(teacher, gamma=0)
+
+
+class Elsewhere(ExactMap):
+    """Samples of the law at other noise, or of another law: the exact ones of -z, moved by `off`."""
+
+    off = 0.0
+
+    def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, **cond: Any) -> torch.Tensor:
+        end = self.law.flow_between(-z, self.process.schedule(t), self.process.schedule(s)) + self.off
+        d = (angle(self.process, t) - torch.where(s == 0, 0.0, angle(self.process, s)))[:, None]
+        return (unit(self.process, end, s) - unit(self.process, z, t)) / d
+
+
+def test_held_out_samples_are_compared_as_a_law() -> None:
+    """A map that leaves the teacher's paths and keeps its law is as near as the exact one, and one that leaves the law
+    is not: by the energy distance of two sets, which for 1-D points is twice the square between their distributions."""
+    process = sf.Gaussian("flow")
+    some, loss = batch(LAW, 64), DistributionMatching(LAW.denoiser(process))
+    assert loss.watched is not None and "energy" in loss.watched
+    exact, other = float(loss.held(ExactMap(LAW, process), some).mean()), Elsewhere(LAW, process)  # type: ignore[arg-type]
+    left = float(loss.held(other, some).mean())  # type: ignore[arg-type]
+    other.off = 1.0
+    gone = float(loss.held(other, some).mean())  # type: ignore[arg-type]
+    assert 0 <= exact < 0.1 and 0 <= left < 0.1 and gone > 0.3, (exact, left, gone)
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
+    assert math.isclose(float(energy(x, y).mean()), 2 * (0.5**2 * 2))  # the distributions differ by 1/2 from 1 to 3
+    assert float(energy(x, x).abs().max()) == 0
 
 
 def test_the_score_identity_leads_to_the_teachers_law() -> None:

@@ -21,7 +21,7 @@ PATHS = 256  # of a measurement
 @dataclasses.dataclass(frozen=True)
 class PathAnswers:
     """spread: the standard deviation of X(z, 1, 0) over z ~ N(0, sigma_1^2), as a part of the data's; response:
-    E|F(z, t, s) - F(z, t, s')|^2 / E|F(z, t, s)|^2 for two ends s, s' of the paths of the same states; unsteady: the
+    E|G(z, t, s) - G(z, t, s')|^2 / E|G(z, t, s)|^2 for two ends s, s' of the paths of the same states; unsteady: the
     difference of dF/dtheta_s as losses take it and over a width of four times theirs, root mean square, as a part of F.
     """
 
@@ -43,7 +43,7 @@ def ask_of_paths(model: Any, x: Tensor, cond: Conditions, seed: int = 0) -> Path
         samples = model(process.prior(eps), each, until=0 * each, **given).to(0 * each)
         t = time(process, 0.75 * top * each)
         z = process.corrupt(clean, t, eps)
-        one, other = (model.mean(z, t, time(process, part * top * each), **given).double() for part in (0.05, 0.6))
+        one, other = (model.answer(z, t, time(process, part * top * each), **given).double() for part in (0.05, 0.6))
         end = 0.3 * top * each
         near, far = (
             derivative(model, end, lambda s: model.mean(z, t, s, **given), width=w) for w in (WIDTH, 4 * WIDTH)

@@ -176,7 +176,7 @@ class MapLoss(TaughtLoss, abc.ABC):
         super().__init__(teacher, calls, seed)
         self._fine: dict[Any, Tensor] = {}  # the teacher's samples of held-out noise
         if teacher is not None:
-            self.watched = "the distance of held-out samples to the teacher's"
+            self.watched = "the mean square distance of held-out samples to the teacher's"
         if ends not in ("all", "data"):
             raise SfumatoError(f"Unknown ends {ends!r} of the paths: {suggest(ends, ('all', 'data'))}")
         if not 0 <= diagonal < 1:
@@ -193,8 +193,10 @@ class MapLoss(TaughtLoss, abc.ABC):
         if isinstance(model, FlowMap):  # a student that is trained further, perhaps for other calls
             inner: Any = model.inner
             same = (model.calls, model.gamma) == (self.calls, self.gamma)
-            return model if same else FlowMap(inner, self.calls, self.gamma)
-        student = FlowMap.student(model, self.calls, self.gamma)
+            return model if same else FlowMap(inner, self.calls, self.gamma, model.form)
+        pictures = getattr(getattr(model, "spec", None), "kind", None) == "image"
+        # what a network of pictures fails to take away of the noise is seen as grain: it had better not be asked to
+        student = FlowMap.student(model, self.calls, self.gamma, "ddim" if pictures else "mean")
         student.spec = model.spec
         return student
 
@@ -231,16 +233,25 @@ class MapLoss(TaughtLoss, abc.ABC):
     def held(self, model: FlowMap, batch: Any) -> Tensor:
         if self.teacher is None:
             return self.losses(model, batch)
-        process, x = model.process, model.process.data(batch.x)
-        eps = numbers_like(noise.Noise(self.seed, batch.index, noise.TRAIN_NOISE), x)
-        each = torch.ones(len(x), dtype=torch.float64)
-        z = process.corrupt(x, each, eps)
-        key = (tuple(batch.index.tolist()), float(x.double().sum()))
+        z = self.start(model, batch, noise.TRAIN_NOISE)
+        fine = self.solution(model, batch, z)
+        off = [square(walk(model, z, calls, **batch.cond) - fine) for calls in self.walked]
+        return torch.stack(off).mean(0) / model.process.sigma_data**2
+
+    def start(self, model: FlowMap, batch: Any, purpose: int) -> Tensor:
+        """z at t = 1 of held-out samples, like x."""
+        x = model.process.data(batch.x)
+        eps = numbers_like(noise.Noise(self.seed, batch.index, purpose), x)
+        return model.process.corrupt(x, torch.ones(len(x), dtype=torch.float64), eps)
+
+    def solution(self, model: FlowMap, batch: Any, z: Tensor) -> Tensor:
+        """The teacher's fine solution from this z, kept."""
+        key = (tuple(batch.index.tolist()), float(batch.x.double().sum()))
         if key not in self._fine:
+            each = torch.ones(len(z), dtype=torch.float64)
             mean = step(self.guide(model, z), z, each, 0 * each, _FINE, **batch.cond)
-            self._fine[key] = moved(process, z, each, 0 * each, mean)
-        off = [square(walk(model, z, calls, **batch.cond) - self._fine[key]) for calls in self.walked]
-        return torch.stack(off).mean(0) / process.sigma_data**2
+            self._fine[key] = moved(model.process, z, each, 0 * each, mean)
+        return self._fine[key]
 
     @abc.abstractmethod
     def error(self, model: FlowMap, path: Path) -> Tensor:

@@ -18,6 +18,7 @@ Sources: Yin et al. 2023 (2311.18828) and 2024 (2405.14867); Zhou et al. 2024 (2
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, final
 
@@ -31,7 +32,7 @@ from sfumato.errors import SfumatoError, whole
 from sfumato.flow_map import UNTIL, FlowMap, angle, heard
 from sfumato.model import Denoiser
 from sfumato.noise import Noise
-from sfumato.objectives.flow_maps import MapLoss, Path, moved, square
+from sfumato.objectives.flow_maps import MapLoss, Path, moved, square, walk
 from sfumato.objectives.taught import Teacher
 from sfumato.registry import register
 from sfumato.state import numbers_like
@@ -47,6 +48,8 @@ class LawLoss(MapLoss):
     X(z_t, t, 0) are trained; with 0 those of its calls, X(z_t, t, s), of one number of calls, of which a start tells
     the end. fake: the denoiser of the student's samples, whose network hears, where a map's hears the end of a path,
     its start. turns: its steps for each of the student's, since it has to follow the samples; both need small steps.
+    Held-out losses are the shares of samples in `energy`, from the teacher's on other noise, as these samples may leave
+    its paths.
     """
 
     settings: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "lr": 1e-3}
@@ -71,7 +74,7 @@ class LawLoss(MapLoss):
             )
         self.turns = whole("turns", turns, least=1)
         self.free, self.walked, self.gamma = 0.0, (1,) if gamma else self.calls, float(gamma)
-        self.watched = None  # samples may leave the teacher's paths
+        self.watched = None if teacher is None else "the energy distance of held-out samples to the teacher's"
         self.fake: Any = None
         self._made: dict[tuple[int, ...], Tensor] = {}  # the student's samples of a step
 
@@ -114,6 +117,13 @@ class LawLoss(MapLoss):
     def observe(self, batch: Any, losses: Tensor) -> None:
         self._made.clear()
 
+    @torch.no_grad()
+    def held(self, model: FlowMap, batch: Any) -> Tensor:
+        theirs = self.solution(model, batch, self.start(model, batch, noise.PROBE))
+        z = self.start(model, batch, noise.TRAIN_NOISE)
+        off = [energy(walk(model, z, calls, **batch.cond), theirs) for calls in self.walked]
+        return torch.stack(off).mean(0) / model.process.sigma_data
+
     def samples(self, model: FlowMap, path: Path) -> Tensor:
         """x = X(z_t, t, s), like z."""
         s = flow_map.time(model.process, path.end)
@@ -153,6 +163,17 @@ class LawLoss(MapLoss):
 def _numbers(path: Path) -> tuple[int, ...]:
     assert path.number is not None
     return tuple(path.number.tolist())
+
+
+def energy(x: Tensor, y: Tensor) -> Tensor:
+    """2 mean_j |x_i - y_j| - mean_j |x_i - x_j| - mean_j |y_i - y_j|, each a root mean square of numbers, (B,).
+
+    Their mean is the energy distance of the two sets (Szekely and Rizzo 2013): at least 0, and on average 2 / B of
+    E|x - x'| for sets of one law.
+    """
+    a, b = x.flatten(1).double(), y.flatten(1).double()
+    near = [torch.cdist(p, q).mean(1) for p, q in ((a, b), (a, a), (b, b))]
+    return (2 * near[0] - near[1] - near[2]) / math.sqrt(a.shape[1])
 
 
 def carried(process: Any, path: Path, x: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,8 +125,8 @@ class Watch(Hook):
         self.found.append(validation.best)
         if rising(self.found):
             raise SfumatoError(
-                f"Training stopped at step {progress.step:,}: {what} (mean square) rose in {RISES} evaluations in a "
-                f"row, from {self.found[-1 - RISES]:.3g} to {self.found[-1]:.3g}, and was {min(self.found):.3g} at its "
+                f"Training stopped at step {progress.step:,}: {what} rose in {RISES} evaluations in a row, "
+                f"from {self.found[-1 - RISES]:.3g} to {self.found[-1]:.3g}, and was {min(self.found):.3g} at its "
                 f"lowest. Train with --lr below {progress.lr:.2g}, or with another loss."
             )
 

@@ -10,7 +10,7 @@ from sfumato.diagnostics.answers import DEAD
 from sfumato.diagnostics.checks.evidence import Evidence
 from sfumato.diagnostics.checks.finding import Finding
 
-COLLAPSED = 0.4  # of the data's deviation: that of the start is near 1, and students of few calls keep 0.8 or more
+COLLAPSED = 0.4  # of the data's deviation: students of few calls keep 0.8 or more
 LOST = 0.1  # of the answers: in float32 two widths of a difference agree to 1e-3, in bfloat16 they do not at all
 DERIVED = ("lagrangian", "mean-flow")  # in the names of losses that take derivatives
 RISES, FAR = 3, 2.0  # evaluations in a row, and how far above its lowest a distance has then come
@@ -66,7 +66,7 @@ def distance_rising(evidence: Evidence) -> Finding | None:
         return None
     return Finding(
         "distance-rising",
-        f"the distance to the teacher's samples (mean square) was {min(known):.3g} and is {known[-1]:.3g}",
+        f"the distance to the teacher's samples was {min(known):.3g} and is {known[-1]:.3g}",
         {"lowest": min(known), "last": known[-1]},
         "Train with a lower --lr, or with a loss whose targets are the teacher's own, such as trajectory-consistency.",
     )
