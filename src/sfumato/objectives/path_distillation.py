@@ -25,7 +25,7 @@ from sfumato.belief import broadcast
 from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, whole
 from sfumato.flow_map import FlowMap, angle, unit
-from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, moved, rate, square
+from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, moved, rate, square, step
 from sfumato.objectives.taught import Teacher
 from sfumato.registry import register
 from sfumato.state import numbers_like
@@ -77,7 +77,7 @@ class PathDistillation(MapLoss):
         return pseudo_huber(model.mean(z, t, s, **cond.to(z.device)) - target, self.huber)
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
-        """The same of a path that is not kept, which the teacher walks in K steps: direct distillation."""
+        """Of a path that is not kept, which the teacher walks in K steps of Heun: the error of direct distillation."""
         s = flow_map.time(model.process, path.end)
         with torch.no_grad():
             target = step(self.guide(model, path.z), path.z, path.t, s, self.steps, **path.cond)
