@@ -56,6 +56,35 @@ def test_prior_and_decoder_have_the_joint_law_of_a_linear_gaussian_chain() -> No
     assert torch.allclose(one.T.cov(), B @ C_N @ B.T + C_M, atol=0.08)
 
 
+class Noisy(Linear):
+    """The exact denoiser of p(x | e'), e' = e + s eta: N(B K e', B (C_e - K C_e) B^T + C_m), K = C_e (C_e + s^2)^-1."""
+
+    def __init__(self, level: float) -> None:
+        gain = C_E @ torch.linalg.inv(C_E + level**2 * torch.eye(2, dtype=F64))
+        super().__init__(EMBEDDING, B @ gain, B @ (C_E - gain @ C_E) @ B.T + C_M)
+
+
+def test_a_decoder_of_noisy_embeddings_keeps_the_law_of_the_data_and_forgives_the_prior() -> None:
+    y = torch.randn(N, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    for level in (0.2, 1.0):
+        decoder = Noisy(level)
+        x = drawn(sf.UnCLIP(PRIOR, decoder, noise=level), y)
+        assert torch.allclose(x.T.cov(), C_X, atol=0.12), level
+        cov = torch.cat((y, x), 1).T.cov()[0, 1:]
+        assert torch.allclose(cov, (decoder.weight @ A)[:, 0], atol=0.08), level
+        off = float((decoder.weight @ torch.ones(2, dtype=F64)).norm())  # of a prior that is wrong by 1 everywhere
+        assert (off < 0.9 * float((B @ torch.ones(2, dtype=F64)).norm())) == (level == 1.0)
+    plain = drawn(sf.UnCLIP(PRIOR, Noisy(1.0)), y)  # not told: less than the data's spread
+    assert float(plain.T.cov().trace()) < 0.9 * float(C_X.trace())
+    pair = sf.UnCLIP(PRIOR, Noisy(1.0), noise=1.0)
+    e = torch.tensor([[1.0, -1.0]])
+    x = sf.sample(pair, 8, 10, seed=3, embedding=e)
+    assert torch.equal(sf.sample(pair, index=[5], steps=10, seed=3, embedding=e), x[5:6])
+    assert sf.guide(pair, 1.0).noise == 1.0
+    with pytest.raises(SfumatoError, match="at least 0, not -1"):
+        sf.UnCLIP(PRIOR, DECODER, noise=-1.0)
+
+
 def test_a_decoder_that_ignores_the_embedding_draws_from_the_marginal() -> None:
     y = torch.randn(N, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
     x = drawn(sf.UnCLIP(PRIOR, Linear(EMBEDDING, 0 * B, C_X)), y)

@@ -33,7 +33,7 @@ from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_yaml
 from sfumato.training.console import Console
 from sfumato.training.ladder import FIRST
-from sfumato.training.parts import separate
+from sfumato.training.parts import loss_of, separate
 from sfumato.training.run import Interrupted, Run
 from sfumato.training.session import Session
 from sfumato.unclip import UnCLIP
@@ -279,7 +279,8 @@ def _unclip(
     place = path / PRIOR
     if not folder.found(place):
         size = chosen.net if chosen.net in nets.SIZES else "auto"  # a network by name is the decoder's
-        own = {**settings, "net": size, "normalise": "auto"}
+        loss = "auto" if registry.bare(chosen.loss) == "decoding" else chosen.loss  # of the decoder alone
+        own = {**settings, "net": size, "normalise": "auto", "loss": loss}
         _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
     elif not _complete(place):
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
@@ -324,8 +325,8 @@ def _student(
 
 def _paired(path: Path, run: Run) -> Run:
     """The run with both models and the embedder as its model, which its file holds from now on."""
-    place = path / embeddings.EMBEDDING
-    return _whole(path, run, UnCLIP(serialization.load(path / PRIOR), run.denoiser, embeddings.loaded(place)))
+    prior, embedder = serialization.load(path / PRIOR), embeddings.loaded(path / embeddings.EMBEDDING)
+    return _whole(path, run, UnCLIP(prior, run.denoiser, embedder, getattr(loss_of(run.config), "noise", 0.0)))
 
 
 def _augmentation(size: int) -> str:
