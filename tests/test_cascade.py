@@ -208,6 +208,10 @@ def test_stages_that_are_trained_apart_are_one_file_and_one_call(tmp_path) -> No
     small, large = sf.sample(again, 3, 4, label="3", stages=True)
     assert small.shape == (3, 1, 4, 4) and large.shape == (3, 1, 8, 8) and large.dtype == torch.uint8
     assert torch.equal(large, sf.sample(cascade, 3, 4, label="3"))
+    cut = sf.Cascade(base.denoiser, upscaler.denoiser, truncated=True)
+    cut = sf.load(sf.save(cut, tmp_path / "cut.safetensors"))
+    assert cut.truncated and 0 < cut.stop < 1
+    assert sf.sample(cut, 2, 4, label="3").dtype == torch.uint8
     hears = upscaler.denoiser.net.given
     assert {LOW, AUGMENTATION} <= set(hears)
     guided = sf.Cascade(base.denoiser, sf.guide(upscaler.denoiser, 2.0))

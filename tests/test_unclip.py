@@ -179,6 +179,7 @@ def test_one_command_trains_a_pair_and_one_file_holds_it(whole, tmp_path) -> Non
     assert isinstance(model, sf.UnCLIP) and whole.metrics[-1]["step"] == 8  # half of the budget
     assert set(model.prior.spec.conditions) == {"caption"} == set(model.spec.conditions)
     assert set(model.decoder.spec.conditions) == {EMBEDDING}
+    assert isinstance(model.decoder.net, sf.nets.Painted) and model.noise == 0.2 == whole.denoiser.noise
     e, x = sf.sample(model, 3, 4, caption="a red one", stages=True)
     assert x.shape == (3, 3, 8, 8) and x.dtype == torch.uint8 and e.shape == (3, model.embedder.size)
     assert torch.equal(x, sf.sample(whole.denoiser, 3, 4, caption="a red one"))
@@ -244,6 +245,29 @@ def test_a_run_goes_on_with_the_stage_that_was_stopped(stage, whole, tmp_path) -
     assert torch.equal(run.denoiser.embedder.basis, whole.denoiser.embedder.basis)
 
 
+def test_a_pair_whose_decoder_draws_codes_goes_on_with_its_autoencoder_and_is_one_file(tmp_path) -> None:
+    out = tmp_path / "run"
+
+    class Stops(Heard):
+        def __call__(self, progress):
+            if progress.step == 2 and (out / "autoencoder" / "config.yaml").exists():
+                raise KeyboardInterrupt
+
+    how = {**HOW, "net": "tiny", "autoencoder": "Autoencoder(latent=2, channels=(8, 8))", "reconstruction": 0}
+    with pytest.raises(Interrupted, match=str(out)):
+        sf.train(pictures(), out, unclip=True, console=Stops(), **{**how, "loss": "decoding(noise=0.5)"})
+    run = sf.resume(out, pictures(), console=Silent())
+    steps = [sf.training.run.folder.read(out / part / "metrics.jsonl")[-1]["step"] for part in ("autoencoder", "prior")]
+    assert steps == [3, 8] and run.metrics[-1]["step"] == 5  # 0.4 of the decoder's half, and the rest
+    (tmp_path / "alone.safetensors").write_bytes((out / "model.safetensors").read_bytes())
+    pair = sf.load(tmp_path / "alone.safetensors")
+    assert isinstance(pair.decoder, sf.Latent) and pair.noise == 0.5
+    assert set(pair.decoder.spec.conditions) == {EMBEDDING} and set(pair.spec.conditions) == {"caption"}
+    x = sf.sample(pair, 2, 3, caption="a red one")
+    assert x.shape == (2, 3, 8, 8) and x.dtype == torch.uint8
+    assert sf.variations(sf.guide(pair, 1.5), pictures()["x"][0], 2, steps=2).shape == (2, 3, 8, 8)
+
+
 def test_a_prior_alone_takes_an_embedder_that_is_given(whole, tmp_path) -> None:
     own = whole.denoiser.embedder
     run = sf.train(pictures(), tmp_path / "prior", embedding=own, console=Silent(), **{**HOW, "net": "tiny"})
@@ -252,7 +276,7 @@ def test_a_prior_alone_takes_an_embedder_that_is_given(whole, tmp_path) -> None:
              **{**HOW, "net": "tiny", "steps": 1})  # fmt: skip
     for changes, said in (
         ({"embedding": "convolution"}, "did you mean 'convolutions'"),
-        ({"unclip": True, "latent": True}, "take one of latent"),
+        ({"embedding": own, "latent": True}, "take one of latent"),  # a prior has no codes
         ({"unclip": True, "init": whole.path}, "unclip and embedding"),
         ({"embedding": whole.path / "prior"}, "holds a Denoiser"),
     ):

@@ -23,6 +23,7 @@ from sfumato.cascade import Staged
 from sfumato.conditions import EMBEDDING, Given
 from sfumato.embedder import Embedder
 from sfumato.errors import SfumatoError
+from sfumato.latent_diffusion import LatentSpec
 from sfumato.model import usable
 from sfumato.noise import Noise
 from sfumato.registry import register
@@ -79,7 +80,12 @@ class UnCLIP(Staged):
     def spec(self) -> Any:
         """That of the pictures, with the conditions of the prior."""
         spec, own = getattr(self.decoder, "spec", None), getattr(self.prior, "spec", None)
-        return spec if spec is None or own is None else dataclasses.replace(spec, conditions=own.conditions)
+        if spec is None or own is None:
+            return spec
+        if isinstance(spec, LatentSpec):
+            codes = dataclasses.replace(spec.latent, conditions=own.conditions) if spec.latent else None
+            return LatentSpec(spec.normaliser.autoencoder, codes)
+        return dataclasses.replace(spec, conditions=own.conditions)
 
     @property
     def _condition(self) -> Any:

@@ -3,7 +3,8 @@ student in two stages, in one run folder.
 
 RUN/autoencoder/    the run of the autoencoder, or the file of a given one, and the codes of the data
 RUN/size_16/        the run of the first stage of a cascade, of size 16; the stages between likewise
-RUN/embedding/      the embedder of an unCLIP pair, and the embeddings of the data; RUN/prior/, the run of the prior
+RUN/embedding/      the embedder of an unCLIP pair, and the embeddings of the data; RUN/prior/, the run of the prior;
+                    RUN/autoencoder/, that of the decoder if it draws codes
 RUN/paths/          the run of the first stage of a student, which the second goes on from
 RUN/                the run of the denoiser, or of the last stage; its model file holds all stages
 """
@@ -75,7 +76,8 @@ def train(
     model is a `Latent`, which holds both. autoencoder: a trained one, a `Codec` or its file or run folder, or the
     network of a new one, "Autoencoder(latent=8)"; either implies latent. cascade: the sizes of its stages, (16, 32),
     between which the budget is divided equally; the run's model is a `Cascade`. unclip=True trains a prior of
-    embeddings and a decoder of pictures, each on half of the budget; the run's model is an `UnCLIP`. embedding: what
+    embeddings and a decoder of pictures, each on half of the budget; the run's model is an `UnCLIP`, whose decoder is
+    a `Latent` with latent=True. embedding: what
     embeds, an `Embedder` or its file, or the name of features; without unclip the prior alone is trained.
     Raises SfumatoError before training if anything is wrong with data, settings or folder, and before the second stage
     if the autoencoder reconstructs or spreads badly (`codes.check`). If the run is stopped by a command (`control`)
@@ -84,9 +86,10 @@ def train(
     """
     modules, how = tuple(modules), dict[str, Any](console=console, on_start=on_start)
     pair = unclip or embedding is not None
-    _require_one(settings, latent or autoencoder is not None, cascade is not None, pair)
+    _require_one(settings, latent or autoencoder is not None, cascade is not None, pair, unclip)
     if pair:
-        return _new_unclip(data, out, labels, modules, how, settings, unclip, embedding)
+        space = {"latent": latent or autoencoder is not None, "autoencoder": autoencoder}
+        return _new_unclip(data, out, labels, modules, how, settings, unclip, embedding, space)
     if cascade is not None:
         return _new_cascade(data, out, labels, modules, how, {**settings, "cascade": cascade})
     if not latent and autoencoder is None:
@@ -147,16 +150,17 @@ def chosen_file(path: Path) -> str:
     return str(path / AUTOENCODER)
 
 
-def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bool) -> None:
+def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bool, unclip: bool) -> None:
     """Raise SfumatoError for two ways to train in stages, and for one of them with a model that is trained further."""
     if settings.get("init") is not None and (latent or cascade or pair):
         raise SfumatoError(
             "A model that is trained further (init) keeps its autoencoder, size and embedding: leave latent, "
             "autoencoder and cascade out, and unclip and embedding."
         )
-    if latent + cascade + pair > 1:
+    if cascade + (latent or pair) > 1 or (latent and pair and not unclip):
         raise SfumatoError(
-            "A model is trained in one kind of stages: take one of latent (with its autoencoder), cascade and unclip."
+            "A model is trained in one kind of stages: take one of latent (with its autoencoder), cascade and unclip, "
+            "or latent and unclip for a pair whose decoder draws codes."
         )
 
 
@@ -247,13 +251,16 @@ def _cascade(
 
 def _new_unclip(
     data: Any, out: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any], unclip: bool,
-    embedding: Any,
+    embedding: Any, space: dict[str, Any],
 ) -> Run:  # fmt: skip
     words, _ = separate(settings, modules)
+    given = space["autoencoder"]
     with joined(device_of(settings.get("device", "auto"))) as world:
-        chosen, kept = single.in_words(data, out, labels, {**words, "unclip": unclip})
+        word = given if isinstance(given, str) and not _is_file(given) else None
+        own = {"unclip": unclip, "latent": space["latent"], "autoencoder": word}
+        chosen, kept = single.in_words(data, out, labels, {**words, **own})
         make = lambda: embeddings.embedder(single.opened(data, kept, chosen), embedding, chosen.holdout)  # noqa: E731
-        path = world.broadcast_result(lambda: _begun(chosen, None, make()))
+        path = world.broadcast_result(lambda: _begun(chosen, given, make()))
     chosen = chosen.replace(embedding=str(path / embeddings.EMBEDDING))
     if unclip:
         return _unclip(path, chosen, data, labels, modules, how, settings)
@@ -276,7 +283,7 @@ def _unclip(
 ) -> Run:
     """Train what is not yet trained of an unCLIP pair, and write it."""
     settings = {**settings, "embedding": chosen.embedding, **_budget(chosen, 0.5)}
-    place = path / PRIOR
+    place, space = path / PRIOR, path / AUTOENCODER
     if not folder.found(place):
         size = chosen.net if chosen.net in nets.SIZES else "auto"  # a network by name is the decoder's
         loss = "auto" if registry.bare(chosen.loss) == "decoding" else chosen.loss  # of the decoder alone
@@ -284,7 +291,16 @@ def _unclip(
         _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
     elif not _complete(place):
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
-    return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
+    if not chosen.latent:
+        return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
+    half = chosen.replace(**_budget(chosen, 0.5))
+    if not space.is_dir():
+        _first(path, half, data, labels, modules, how)
+    elif not _complete(space):
+        _stage(path, partial(single.resume, space, data, labels, modules=modules, **how), how["console"])
+    if (space / "config.yaml").exists():  # it was trained here
+        settings |= _budget(half, 1 - SHARE)
+    return _paired(path, _second(path, data, labels, modules, how, {**settings, "unclip": True}))
 
 
 def student(
