@@ -9,6 +9,7 @@ from consoles import Heard
 from sfumato.belief import Estimate
 from sfumato.conditions import EMBEDDING
 from sfumato.errors import SfumatoError
+from sfumato.training.config import from_yaml
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
 
@@ -254,9 +255,11 @@ def test_a_pair_whose_decoder_draws_codes_goes_on_with_its_autoencoder_and_is_on
                 raise KeyboardInterrupt
 
     how = {**HOW, "net": "tiny", "autoencoder": "Autoencoder(latent=2, channels=(8, 8))", "reconstruction": 0}
+    del how["lr"]
     with pytest.raises(Interrupted, match=str(out)):
         sf.train(pictures(), out, unclip=True, console=Stops(), **{**how, "loss": "decoding(noise=0.5)"})
     run = sf.resume(out, pictures(), console=Silent())
+    assert from_yaml(str(out / "prior" / "config.yaml")).optimizer == "adamw" and run.config.optimizer == "muon"
     steps = [sf.training.run.folder.read(out / part / "metrics.jsonl")[-1]["step"] for part in ("autoencoder", "prior")]
     assert steps == [3, 8] and run.metrics[-1]["step"] == 5  # 0.4 of the decoder's half, and the rest
     (tmp_path / "alone.safetensors").write_bytes((out / "model.safetensors").read_bytes())

@@ -51,7 +51,7 @@ class UnCLIP(Staged):
 
     def __init__(self, prior: Any, decoder: Any, embedder: Embedder | None = None, noise: float = 0.0) -> None:
         if not 0 <= noise < math.inf:
-            raise SfumatoError(f"The noise on the embeddings of an unCLIP pair is a number of at least 0, not {noise!r}.")
+            raise SfumatoError(f"The noise on the embeddings of a pair is a number of at least 0, not {noise!r}.")
         self.prior, self.decoder = usable(prior, "The prior"), usable(decoder, "The decoder")
         self.embedder, self.noise = embedder, float(noise)
         self.provenance: dict[str, Any] = {}

@@ -29,6 +29,6 @@ from .uvit import UViT
 
 __all__ = [
     "MLP", "RIN", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "Captioned", "ClassifierNet", "Codebook",
-    "Couplings", "DiT", "Energy", "GaussianCode", "Painted", "QuantisedCode", "Transformer", "UNet", "UViT", "VectorQuantiser",
-    "build", "flops", "forward_mode", "from_config", "named",
+    "Couplings", "DiT", "Energy", "GaussianCode", "Painted", "QuantisedCode", "Transformer", "UNet", "UViT",
+    "VectorQuantiser", "build", "flops", "forward_mode", "from_config", "named",
 ]  # fmt: skip

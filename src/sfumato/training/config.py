@@ -96,7 +96,8 @@ class TrainConfig:
     train_only: str = "all"
     """Of --init: all weights, or only those of new classes and conditions."""
     latent: bool = False
-    """Train an autoencoder first, on two fifths of the budget, and then the model of its codes: for large pictures."""
+    """Train an autoencoder first, on two fifths of the budget, and then the model of its codes: for large pictures.
+    With unclip, those of the decoder."""
     autoencoder: str | None = None
     """Of a latent model: a run folder or file of a trained autoencoder, or the network of a new one, such as
     Autoencoder(latent=8)."""

@@ -288,6 +288,8 @@ def _unclip(
         size = chosen.net if chosen.net in nets.SIZES else "auto"  # a network by name is the decoder's
         loss = "auto" if registry.bare(chosen.loss) == "decoding" else chosen.loss  # of the decoder alone
         own = {**settings, "net": size, "normalise": "auto", "loss": loss}
+        if (chosen.optimizer, chosen.lr) == (TrainConfig().optimizer, TrainConfig().lr):
+            own |= {"optimizer": "adamw", "lr": 2e-3}  # of few vectors better than muon, and three times as fast
         _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
     elif not _complete(place):
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])

