@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sfumato.distributed import joined as joined
     from sfumato.eight_views import views as views
     from sfumato.embedder import Embedder as Embedder
+    from sfumato.regression_prior import RegressionPrior as RegressionPrior
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.flow_map import FlowMap as FlowMap
@@ -113,6 +114,7 @@ _PUBLIC = {
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
     "Embedder": "sfumato.embedder:Embedder",
+    "RegressionPrior": "sfumato.regression_prior:RegressionPrior",
     "Estimate": "sfumato.belief:Estimate",
     "FlowMap": "sfumato.flow_map:FlowMap",
     "Experts": "sfumato.compose:Experts",

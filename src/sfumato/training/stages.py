@@ -282,9 +282,14 @@ def _unclip(
     path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     """Train what is not yet trained of an unCLIP pair, and write it."""
-    settings = {**settings, "embedding": chosen.embedding, **_budget(chosen, 0.5)}
+    share = 0.5 if chosen.prior == "network" else 1.0  # of the budget, for the decoder
+    settings = {**settings, "embedding": chosen.embedding, **_budget(chosen, share)}
     place, space = path / PRIOR, path / AUTOENCODER
-    if not folder.found(place):
+    if chosen.prior == "regression":
+        if leads() and not _complete(place):
+            source = single.opened(data, labels, chosen.replace(unclip=False))
+            serialization.save(embeddings.regression(source, chosen), place / serialization.FILE)
+    elif not folder.found(place):
         size = chosen.net if chosen.net in nets.SIZES else "auto"  # a network by name is the decoder's
         loss = "auto" if registry.bare(chosen.loss) == "decoding" else chosen.loss  # of the decoder alone
         own = {**settings, "net": size, "normalise": "auto", "loss": loss}
@@ -295,7 +300,7 @@ def _unclip(
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
     if not chosen.latent:
         return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
-    half = chosen.replace(**_budget(chosen, 0.5))
+    half = chosen.replace(**_budget(chosen, share))
     if not space.is_dir():
         _first(path, half, data, labels, modules, how)
     elif not _complete(space):
