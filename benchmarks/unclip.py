@@ -11,7 +11,7 @@ Pictures are judged as in `text_to_image.py`: is the caption that a picture was 
 and ("picture") is the real picture of this caption? The judge hears the same features as the embedder, so that it is
 kinder to this model than to one of pixels. "embedded" are pictures that the decoder draws from the embedding of the
 real one: what is lost there is the decoder's, the rest the prior's. "regression" are those of the mean of the embedding
-by kernel ridge regression on the caption's vector, stretched to the mean length of real ones, in the place of a draw.
+by `sf.RegressionPrior`, stretched to the mean length of real ones, in the place of a draw.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 import sfumato as sf
+import unclip_prior  # noqa: F401  (the features by name)
 from efficientnet_lite0 import NAME
 from record import commit, hardware
 from sfumato import pictures as painting
 from sfumato.cli.train import CAPTION_NET
 from text_to_image import HOLDOUT, RANKS, alike, found, head, known, retrieval, split
-from unclip_prior import kernel_ridge  # and the features by name
 
 SHOWN = 8  # pictures in a row of the grid
 SCALES = ((1.0, 2.0), (2.0, 2.0))  # guidance of the prior and of the decoder
@@ -95,6 +95,7 @@ def main() -> None:
     judge = head(np.stack([real[i] for i in sides[0]]), np.stack([vectors[i] for i in sides[0]]))
     rows, said = {}, torch.from_numpy(np.stack([vectors[i] for i in sides[0]]))
     e = torch.from_numpy(np.load(Path(options.run) / "embedding" / "embeddings.npy"))
+    regression = sf.RegressionPrior.fit(said, e, pair.prior.process)
     for side, those in zip(("trained", "unseen"), sides, strict=True):
         some = those[:: max(1, len(those) // options.number)][: options.number]
         text, theirs = np.stack([vectors[i] for i in some]), np.stack([real[i] for i in some])
@@ -103,7 +104,7 @@ def main() -> None:
             (f"drawn, guidance {a:g} and {b:g}, {side}", guided(pair, a, b), {"caption": [captions[i] for i in some]})
             for a, b in SCALES
         ]
-        guess = kernel_ridge(said, e, torch.from_numpy(text))
+        guess = regression.expected(torch.from_numpy(text)).float()
         guess *= e.norm(dim=1).mean() / guess.norm(dim=1).mean()
         asked.append((f"regression, {side}", guided(pair, *SCALES[-1]), {"embedding": guess}))
         asked.append((f"embedded, {side}", guided(pair, *SCALES[-1]), {"embedding": pair.embed(x[some])}))

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from sfumato.distributed import joined as joined
     from sfumato.eight_views import views as views
     from sfumato.embedder import Embedder as Embedder
-    from sfumato.regression_prior import RegressionPrior as RegressionPrior
     from sfumato.errors import SfumatoError as SfumatoError
     from sfumato.errors import SfumatoWarning as SfumatoWarning
     from sfumato.flow_map import FlowMap as FlowMap
@@ -89,6 +88,7 @@ if TYPE_CHECKING:
     from sfumato.process.mixing import Uniform as Uniform
     from sfumato.process.product import Product as Product
     from sfumato.registry import register as register
+    from sfumato.regression_prior import RegressionPrior as RegressionPrior
     from sfumato.reinforce import align as align
     from sfumato.reinforce import log_ratio as log_ratio
     from sfumato.sampling import sample as sample
