@@ -10,8 +10,8 @@ EfficientNet-Lite0's features, captions MiniLM's vectors, the decoder is the net
 Pictures are judged as in `text_to_image.py`: is the caption that a picture was drawn from among the k nearest of 300,
 and ("picture") is the real picture of this caption? The judge hears the same features as the embedder, so that it is
 kinder to this model than to one of pixels. "embedded" are pictures that the decoder draws from the embedding of the
-real one: what is lost there is the decoder's, the rest the prior's. "regression" are those of the mean of the embedding
-by `sf.RegressionPrior`, stretched to the mean length of real ones, in the place of a draw.
+real one: what is lost there is the decoder's, the rest the prior's. "regression" has `sf.RegressionPrior` for its
+prior; at temperature 0 guidance stretches the mean, of which 1.7 makes embeddings as long as real ones.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from sfumato.cli.train import CAPTION_NET
 from text_to_image import HOLDOUT, RANKS, alike, found, head, known, retrieval, split
 
 SHOWN = 8  # pictures in a row of the grid
+REGRESSIONS = ((0.0, 1.0), (0.0, 1.7), (0.5, 1.7))  # temperature and guidance of the prior by regression
 SCALES = ((1.0, 2.0), (2.0, 2.0))  # guidance of the prior and of the decoder
 
 
@@ -54,6 +55,14 @@ def guided(pair: sf.UnCLIP, prior: float, decoder: float) -> sf.UnCLIP:
     models = [sf.guide(model, scale) if scale != 1 else model
               for model, scale in zip(pair.stages, (prior, decoder), strict=True)]  # fmt: skip
     return pair.put_together(*models)
+
+
+def regressed(pair: sf.UnCLIP, said: torch.Tensor, e: torch.Tensor, temperature: float) -> sf.RegressionPrior:
+    """The prior by regression on the vectors of the captions that the pair was trained on."""
+    spec = pair.prior.spec
+    found = sf.RegressionPrior.fit(said, spec.normalise(e), pair.prior.process, "caption", spec)
+    found.temperature = temperature
+    return found
 
 
 def shown(
@@ -95,18 +104,16 @@ def main() -> None:
     judge = head(np.stack([real[i] for i in sides[0]]), np.stack([vectors[i] for i in sides[0]]))
     rows, said = {}, torch.from_numpy(np.stack([vectors[i] for i in sides[0]]))
     e = torch.from_numpy(np.load(Path(options.run) / "embedding" / "embeddings.npy"))
-    regression = sf.RegressionPrior.fit(said, e, pair.prior.process)
     for side, those in zip(("trained", "unseen"), sides, strict=True):
         some = those[:: max(1, len(those) // options.number)][: options.number]
         text, theirs = np.stack([vectors[i] for i in some]), np.stack([real[i] for i in some])
         rows[f"real, {side}"] = retrieval(theirs, text, judge)
-        asked = [
-            (f"drawn, guidance {a:g} and {b:g}, {side}", guided(pair, a, b), {"caption": [captions[i] for i in some]})
-            for a, b in SCALES
-        ]
-        guess = regression.expected(torch.from_numpy(text)).float()
-        guess *= e.norm(dim=1).mean() / guess.norm(dim=1).mean()
-        asked.append((f"regression, {side}", guided(pair, *SCALES[-1]), {"embedding": guess}))
+        caption = {"caption": [captions[i] for i in some]}
+        asked = [(f"drawn, guidance {a:g} and {b:g}, {side}", guided(pair, a, b), caption) for a, b in SCALES]
+        for temperature, scale in REGRESSIONS:
+            own = sf.guide(regressed(pair, said, e, temperature), scale)
+            name = f"regression, temperature {temperature:g}, guidance {scale:g}, {side}"
+            asked.append((name, pair.put_together(own, guided(pair, *SCALES[-1]).decoder), caption))
         asked.append((f"embedded, {side}", guided(pair, *SCALES[-1]), {"embedding": pair.embed(x[some])}))
         for name, model, given in asked:
             image = look(sf.sample(model, len(some), options.solver_steps, seed=options.seed, **given))
