@@ -110,7 +110,7 @@ def main() -> None:
         rows[f"real, {side}"] = retrieval(theirs, text, judge)
         caption = {"caption": [captions[i] for i in some]}
         asked = [(f"drawn, guidance {a:g} and {b:g}, {side}", guided(pair, a, b), caption) for a, b in SCALES]
-        for temperature, scale in REGRESSIONS:
+        for temperature, scale in REGRESSIONS if side == "unseen" else ():
             own = sf.guide(regressed(pair, said, e, temperature), scale)
             name = f"regression, temperature {temperature:g}, guidance {scale:g}, {side}"
             asked.append((name, pair.put_together(own, guided(pair, *SCALES[-1]).decoder), caption))
