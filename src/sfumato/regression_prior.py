@@ -25,7 +25,7 @@ from sfumato.process import Gaussian
 from sfumato.registry import register
 from sfumato.schedule import Time
 
-MOST = 2000  # captions that a regression is of, as its cost is cubic in them
+MOST = 2000  # captions that a regression is of, since its cost is cubic in them
 WIDTHS, NOISES = (0.2, 0.3, 0.45, 0.7), (0.03, 0.1, 0.3, 1.0)
 
 

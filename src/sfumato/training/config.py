@@ -113,7 +113,7 @@ class TrainConfig:
     file of an embedder. Without unclip the prior alone is trained."""
     prior: str = "network"
     """Of an unCLIP pair: a network, or regression, kernel ridge regression on the vector of one caption and the normal
-    law of what it misses, which needs no training; of thousands of captions it finds new ones more often."""
+    law of what it misses, sharpened: no training, and of a few thousand captions it finds new ones more often."""
     reconstruction: float = 0.8
     """The share of the variance of held-out samples that the autoencoder has to explain; 0 takes any."""
     loss: str = "auto"
