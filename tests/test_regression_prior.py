@@ -69,9 +69,8 @@ def test_a_pair_is_trained_around_it_and_resumed_with_it(tmp_path) -> None:
     }  # fmt: skip
     run = sf.train({"x": x, "tint": kinds}, tmp_path / "run", **how)
     pair = sf.load(run.path)
-    assert (
-        isinstance(pair.prior, sf.RegressionPrior) and pair.prior.temperature == 0.25 and run.metrics[-1]["step"] == 6
-    )  # the whole budget
+    assert isinstance(pair.prior, sf.RegressionPrior) and pair.prior.temperature == 0.25
+    assert run.metrics[-1]["step"] == 6  # the whole budget
     assert set(pair.decoder.spec.conditions) == {EMBEDDING} and set(pair.spec.conditions) == {"tint"}
     for c in range(3):
         e = sf.sample(pair.prior, 30, 8, tint=np.eye(3)[c])
