@@ -20,6 +20,7 @@ from sfumato.conditions import EMBEDDING as CONDITION
 from sfumato.conditions import of_data
 from sfumato.data import DataSpec, Source
 from sfumato.data.column import Column
+from sfumato.data.spec import fitted
 from sfumato.embedder import Embedder
 from sfumato.errors import SfumatoError, an
 from sfumato.features import encoder_folder, usual
@@ -57,21 +58,26 @@ def embedder(source: Source, embedding: Any, holdout: float) -> Embedder:
     return Embedder.fit(source.x[rows], word, bounds=source.bounds)
 
 
-def regression(source: Source, settings: TrainConfig) -> RegressionPrior:
-    """The prior of embeddings by regression on the one condition of a source of them, of its training samples.
+def heard_by_regression(source: Source, settings: TrainConfig) -> str:
+    """The one condition of the data that a prior by regression hears.
 
-    Raises SfumatoError unless that is a vector, or a text that an encoder has embedded.
+    Raises SfumatoError unless that is a vector, or a text that an encoder embeds.
     """
     rows, _ = source.split(settings.holdout)
-    spec = DataSpec.fit(source, rows, settings.normalise)
-    kinds = {name: each.network()["kind"] for name, each in spec.conditions.items()}
-    if len(kinds) != 1 or set(kinds.values()) - {"text", "vector"} or spec.normaliser.kind != "affine":
+    kinds = {name: fitted(name, column, rows).network()["kind"] for name, column in source.conditions.items()}
+    if len(kinds) != 1 or set(kinds.values()) - {"text", "vector"}:
         heard = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
         raise SfumatoError(
             f"prior='regression' needs one condition, a caption that an encoder embeds or a vector, and these are "
             f"{heard}: take conditions={{'caption': 'text(minilm)'}} and leave others out (NAME:ignore), or a network."
         )
-    (name,) = kinds
+    return next(iter(kinds))
+
+
+def regression(source: Source, settings: TrainConfig) -> RegressionPrior:
+    """The prior by regression of embeddings on the condition of the training samples, at most MOST of them."""
+    name, (rows, _) = heard_by_regression(source, settings), source.split(settings.holdout)
+    spec = DataSpec.fit(source, rows)
     chosen = rows[noise.permutation(settings.seed, 0, len(rows))[:MOST]].sort().values
     given = of_data(spec, source, chosen).given(name)
     values, e = given.values[given.present], spec.normalise(source.x[chosen[given.present]])

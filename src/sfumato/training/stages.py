@@ -41,7 +41,7 @@ from sfumato.unclip import UnCLIP
 
 SHARE = 0.4  # of the budget, for the autoencoder
 SIZE, BLURRED = "size_{}", 256  # folders of a cascade's stages; the size from which one hears blurred pictures
-PRIOR = "prior"  # the folder of the prior of an unCLIP pair
+REGRESSION, PRIOR = "regression", "prior"  # a prior without a network; the folder of the prior of an unCLIP pair
 LOSS = "autoencoding(beta=0.1, spectral=0.1)"
 _BOTH = (
     "size", "conditions", "columns", "split", "key", "max_gb", "normalise", "batch", "micro", "workers",
@@ -157,6 +157,8 @@ def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bo
             "A model that is trained further (init) keeps its autoencoder, size and embedding: leave latent, "
             "autoencoder and cascade out, and unclip and embedding."
         )
+    if settings.get("prior") == REGRESSION and not unclip:
+        raise SfumatoError("prior is that of an unCLIP pair: train with unclip, or leave it out.")
     if cascade + (latent or pair) > 1 or (latent and pair and not unclip):
         raise SfumatoError(
             "A model is trained in one kind of stages: take one of latent (with its autoencoder), cascade and unclip, "
@@ -259,7 +261,13 @@ def _new_unclip(
         word = given if isinstance(given, str) and not _is_file(given) else None
         own = {"unclip": unclip, "latent": space["latent"], "autoencoder": word}
         chosen, kept = single.in_words(data, out, labels, {**words, **own})
-        make = lambda: embeddings.embedder(single.opened(data, kept, chosen), embedding, chosen.holdout)  # noqa: E731
+
+        def make() -> Embedder:
+            source = single.opened(data, kept, chosen)
+            if chosen.prior == REGRESSION:
+                embeddings.heard_by_regression(source, chosen)
+            return embeddings.embedder(source, embedding, chosen.holdout)
+
         path = world.broadcast_result(lambda: _begun(chosen, given, make()))
     chosen = chosen.replace(embedding=str(path / embeddings.EMBEDDING))
     if unclip:
@@ -282,10 +290,10 @@ def _unclip(
     path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     """Train what is not yet trained of an unCLIP pair, and write it."""
-    share = 0.5 if chosen.prior == "network" else 1.0  # of the budget, for the decoder
+    share = 1.0 if chosen.prior == REGRESSION else 0.5  # of the budget, for the decoder
     settings = {**settings, "embedding": chosen.embedding, **_budget(chosen, share)}
     place, space = path / PRIOR, path / AUTOENCODER
-    if chosen.prior == "regression":
+    if chosen.prior == REGRESSION:
         if leads() and not _complete(place):
             source = single.opened(data, labels, chosen.replace(unclip=False))
             serialization.save(embeddings.regression(source, chosen), place / serialization.FILE)
