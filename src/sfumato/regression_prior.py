@@ -39,8 +39,14 @@ class RegressionPrior(nn.Module):
     """
 
     exact = True
+    middle: Tensor
     directions: Tensor
     weights: Tensor
+    mean: Tensor
+    axes: Tensor
+    variances: Tensor
+    all_axes: Tensor
+    all_variances: Tensor
 
     def __init__(
         self, process: Gaussian, name: str, rows: int, inputs: int, size: int, width: float, spec: Any = None,
@@ -58,6 +64,7 @@ class RegressionPrior(nn.Module):
         for buffer, shape in shapes.items():
             self.register_buffer(buffer, torch.zeros(shape))
         self.provenance: dict[str, Any] = {}
+        self.plans: dict[str, Any] = {}
         self.compute_dtype: torch.dtype | None = None
 
     @property
@@ -95,10 +102,11 @@ class RegressionPrior(nn.Module):
         (variances, axes), (all_variances, all_axes) = (
             torch.linalg.eigh(each.T @ each / len(each)) for each in (errors, e - mean)
         )
-        for buffer, value in (
-            ("middle", middle), ("directions", a), ("weights", weights), ("mean", mean), ("axes", axes),
-            ("variances", variances), ("all_axes", all_axes), ("all_variances", all_variances),
-        ):  # fmt: skip
+        found = {
+            "middle": middle, "directions": a, "weights": weights, "mean": mean, "axes": axes, "variances": variances,
+            "all_axes": all_axes, "all_variances": all_variances,
+        }  # fmt: skip
+        for buffer, value in found.items():
             getattr(made, buffer).copy_(value)
         return made.eval()
 

@@ -65,10 +65,10 @@ def named(
     `vectors` are painted on a canvas too, by ours for fields (`Painted`).
     """
     if vectors and len(shape) > 1 and not symbols and isinstance(word, str) and registry.bare(word) in PAINTED + SIZES:
-        known, painted = dict(conditions or {}), canvas_shape(shape)
-        seen, sizes = with_canvas(known, vectors, painted), {name: known[name]["size"] for name in vectors}
+        known, sides = dict(conditions or {}), canvas_shape(shape)
+        seen, sizes = with_canvas(known, vectors, sides), {name: known[name]["size"] for name in vectors}
         inner = named(word, shape, classes, samples, outputs, seen, symbols, mask, vocabulary, numbers)
-        return Painted(inner, sizes, painted)
+        return Painted(inner, sizes, sides)
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
         "mask": mask, "vocabulary": vocabulary, "numbers": numbers,

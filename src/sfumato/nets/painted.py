@@ -74,7 +74,7 @@ class Painted(nn.Module):
                 raise SfumatoError(
                     f"the condition {name!r} has shape {tuple(value.shape)}; expected ({len(x)}, {size})"
                 )
-            cond[canvas(name)] = painter(value.to(painter[0].weight.dtype)).unflatten(1, self.painted)
+            cond[canvas(name)] = painter(value.to(x.dtype)).unflatten(1, self.painted)
             known[canvas(name)] = presence(name, value, present)
         found: Tensor = self.net(x, noise_level, label, present=known, **cond)
         return found
