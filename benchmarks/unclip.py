@@ -30,7 +30,8 @@ from efficientnet_lite0 import NAME
 from record import commit, hardware
 from sfumato import pictures as painting
 from sfumato.cli.train import CAPTION_NET
-from text_to_image import HOLDOUT, RANKS, alike, found, head, known, retrieval, split
+from text_to_image import HOLDOUT, RANKS, alike, head, known, retrieval, split
+from text_to_image import found as rates
 
 SHOWN = 8  # pictures in a row of the grid
 REGRESSIONS = ((0.25, 1.0), (0.25, 1.7))  # temperature and guidance of the prior by regression
@@ -40,8 +41,8 @@ SCALES = ((1.0, 2.0),)  # guidance of the prior and of the decoder
 def trained(data: dict[str, object], options: argparse.Namespace) -> tuple[sf.UnCLIP, float]:
     """(the pair, seconds of one thread that this call has trained for)."""
     started, place = time.process_time(), Path(options.run)
-    if (place / "model.safetensors").exists():
-        return sf.load(place), 0.0
+    if (place / "model.safetensors").exists() and isinstance(found := sf.load(place), sf.UnCLIP):
+        return found, 0.0
     if place.exists():
         return sf.resume(place, data, steps=options.steps // 2).denoiser, time.process_time() - started
     run = sf.train(
@@ -118,7 +119,7 @@ def main() -> None:
         for name, model, given in asked:
             image = look(sf.sample(model, len(some), options.solver_steps, seed=options.seed, **given))
             rows[name] = retrieval(image, text, judge)
-            rows[f"{name}: picture"] = found(alike(image - judge[0], theirs - judge[0]))
+            rows[f"{name}: picture"] = rates(alike(image - judge[0], theirs - judge[0]))
             print(f"{name:44s}", rows[name], rows[f"{name}: picture"], flush=True)
     rows["chance"] = {f"R@{k}": round(k / options.number, 4) for k in RANKS}
     figures = {
