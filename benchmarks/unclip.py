@@ -29,7 +29,7 @@ import unclip_prior  # noqa: F401  (the features by name)
 from efficientnet_lite0 import NAME
 from record import commit, hardware
 from sfumato import pictures as painting
-from sfumato.cli.train import CAPTION_NET
+from sfumato.cli.train import CAPTION_NET, CAPTIONS
 from text_to_image import HOLDOUT, RANKS, alike, head, known, retrieval, split
 from text_to_image import found as rates
 
@@ -66,24 +66,17 @@ def regressed(pair: sf.UnCLIP, said: torch.Tensor, e: torch.Tensor, temperature:
     return found
 
 
-def shown(
-    pair: sf.UnCLIP, x: torch.Tensor, captions: list[str], sides: tuple[list[int], list[int]], steps: int
-) -> object:
-    """Rows: captions of training, captions that are new, variations of two pictures, the way between two, twice."""
-    model, rows, words = guided(pair, *SCALES[-1]), [], []
-    for side in sides:
-        some = [captions[i] for i in side[:: len(side) // SHOWN][:SHOWN]]
-        rows.append(sf.sample(model, SHOWN, steps, caption=some))
-        words += some
-    model = guided(pair, 1.0, SCALES[-1][1])
-    for i in sides[1][3], sides[1][11]:
-        rows += [x[i : i + 1], sf.variations(model, x[i], SHOWN - 1, steps=steps)]
-        words += [captions[i], *[""] * (SHOWN - 1)]
-    for a, b in (sides[0][0], sides[0][40]), (sides[1][5], sides[1][60]):
-        way = sf.interpolate(model, x[a : a + 1], x[b : b + 1], torch.linspace(0, 1, SHOWN - 2).tolist(), steps=steps)
-        rows += [x[a : a + 1], way[:, 0], x[b : b + 1]]
-        words += [captions[a], *[""] * (SHOWN - 2), captions[b]]
-    return painting.grid(torch.cat(rows).numpy(), SHOWN, captions=words)
+def shown(pair: sf.UnCLIP, x: torch.Tensor, a: int, b: int, c: int) -> object:
+    """Rows: the captions of the demo, variations of picture a, and the way from b to c, all at guidance 2."""
+    model = sf.guide(pair, 2.0)
+    rows = [
+        sf.sample(model, len(CAPTIONS), caption=list(CAPTIONS)),
+        x[a : a + 1],
+        sf.variations(model, x[a], SHOWN - 1),
+    ]
+    way = sf.interpolate(model, x[b : b + 1], x[c : c + 1], torch.linspace(0, 1, SHOWN - 2).tolist())
+    words = [*CAPTIONS, "a picture", *["a variation"] * (SHOWN - 1), "one", *["between"] * (SHOWN - 2), "another"]
+    return painting.grid(torch.cat([*rows, x[b : b + 1], way[:, 0], x[c : c + 1]]).numpy(), SHOWN, captions=words)
 
 
 def main() -> None:
@@ -100,11 +93,12 @@ def main() -> None:
     x, captions, *sides = split(HOLDOUT)
     pair, took = trained({"x": x[sides[0]], "caption": [captions[i] for i in sides[0]]}, options)
     started = time.process_time()
-    painting.save_png(shown(pair, x, captions, sides, options.solver_steps), options.grid)
     real, vectors, look = known(x, captions, sides[0] + sides[1], options.cache)
     judge = head(np.stack([real[i] for i in sides[0]]), np.stack([vectors[i] for i in sides[0]]))
     rows, said = {}, torch.from_numpy(np.stack([vectors[i] for i in sides[0]]))
     e = torch.from_numpy(np.load(Path(options.run) / "embedding" / "embeddings.npy"))
+    model = pair.put_together(regressed(pair, said, e, 0.25), pair.decoder)
+    painting.save_png(shown(model, x, sides[1][3], sides[0][0], sides[0][40]), options.grid)
     for side, those in zip(("trained", "unseen"), sides, strict=True):
         some = those[:: max(1, len(those) // options.number)][: options.number]
         text, theirs = np.stack([vectors[i] for i in some]), np.stack([real[i] for i in some])
