@@ -9,9 +9,10 @@ from consoles import Heard
 from sfumato.belief import Estimate
 from sfumato.conditions import EMBEDDING
 from sfumato.errors import SfumatoError
-from sfumato.training.config import from_yaml
+from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
+from sfumato.training.stages import _optimiser_of_prior
 
 F64 = torch.float64
 PROCESS = sf.Gaussian(sf.schedules.LogLinear(-12.0, 12.0))
@@ -255,11 +256,9 @@ def test_a_pair_whose_decoder_draws_codes_goes_on_with_its_autoencoder_and_is_on
                 raise KeyboardInterrupt
 
     how = {**HOW, "net": "tiny", "autoencoder": "Autoencoder(latent=2, channels=(8, 8))", "reconstruction": 0}
-    del how["lr"]
     with pytest.raises(Interrupted, match=str(out)):
         sf.train(pictures(), out, unclip=True, console=Stops(), **{**how, "loss": "decoding(noise=0.5)"})
     run = sf.resume(out, pictures(), console=Silent())
-    assert from_yaml(str(out / "prior" / "config.yaml")).optimizer == "adamw" and run.config.optimizer == "muon"
     steps = [sf.training.run.folder.read(out / part / "metrics.jsonl")[-1]["step"] for part in ("autoencoder", "prior")]
     assert steps == [3, 8] and run.metrics[-1]["step"] == 5  # 0.4 of the decoder's half, and the rest
     (tmp_path / "alone.safetensors").write_bytes((out / "model.safetensors").read_bytes())
@@ -269,6 +268,18 @@ def test_a_pair_whose_decoder_draws_codes_goes_on_with_its_autoencoder_and_is_on
     x = sf.sample(pair, 2, 3, caption="a red one")
     assert x.shape == (2, 3, 8, 8) and x.dtype == torch.uint8
     assert sf.variations(sf.guide(pair, 1.5), pictures()["x"][0], 2, steps=2).shape == (2, 3, 8, 8)
+
+
+def test_a_prior_of_embedded_captions_is_trained_by_adamw_unless_an_optimiser_is_named() -> None:
+    embedded = {"conditions": {"caption": "text(minilm)"}}
+    assert _optimiser_of_prior(TrainConfig(**embedded)) == {"optimizer": "adamw", "lr": 2e-3}
+    for named in (
+        {},
+        {"conditions": {"caption": "text"}},
+        {**embedded, "lr": 1e-3},
+        {**embedded, "optimizer": "adamw"},
+    ):
+        assert _optimiser_of_prior(TrainConfig(**named)) == {}, named
 
 
 def test_a_prior_alone_takes_an_embedder_that_is_given(whole, tmp_path) -> None:
