@@ -1,6 +1,7 @@
 """Cascades: a jointly normal pair in closed form, the augmentation, and stages that are trained, saved and sampled."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sfumato.cascade import WIDEST, augmented, lowered
 from sfumato.conditions import AUGMENTATION, LOW
 from sfumato.errors import SfumatoError
 from sfumato.noise import PRIOR, Noise
+from sfumato.normaliser import Normaliser
 from sfumato.objectives.loss import Batch
 from sfumato.objectives.times import UniformTime
 from sfumato.objectives.upscaling import Upscaling
@@ -76,6 +78,59 @@ def test_a_jointly_normal_pair_keeps_its_law_at_every_level_and_a_bias_falls_wit
         assert torch.allclose(x.T.cov(), COV, atol=0.12)
         sizes.append(float(wanted.norm()))
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 0  # at level 1 the upscaler is unconditional
+
+
+def test_a_truncated_first_stage_gives_the_law_of_one_that_is_run_to_its_end() -> None:
+    bias = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    for level in (0.3, 0.8):
+        whole, cut = (sf.Cascade(Normal(SMALL, bias), Upscaler(COV), level=level, truncated=way) for way in (0, 1))
+        schedule = PROCESS.schedule
+        assert cut.stop == pytest.approx(float(schedule.time(2 * math.log(math.sqrt(1 - level**2) / level))))
+        z, x = sf.sample(cut, 6000, 24, "heun", batch=6000, stages=True)
+        alpha, sigma = schedule(cut.stop)
+        assert torch.allclose(z[:, 0].double().T.cov(), alpha**2 * SMALL + sigma**2 * torch.eye(2), atol=0.08)
+        x = x[:, 0].double()
+        assert torch.allclose(x.mean(0), sampled(bias, level).mean(0), atol=0.08)  # as a whole stage does
+        assert torch.allclose(x.T.cov(), COV, atol=0.12)
+        assert whole.stop == 0 and [plan.stop for plan in sf.sampling.plans(cut, 4)] == [cut.stop, 0]
+    some = sf.sample(cut, index=[7, 3], steps=24, solver="heun", batch=1)
+    assert torch.allclose(some[:, 0].double(), x[[7, 3]], atol=1e-5)
+    small = torch.ones(1, 2)  # of one's own it is whole, and gets all the noise
+    given = [sf.sample(each, 8, 6, seed=3, low_resolution=small) for each in (whole, cut)]
+    assert torch.equal(*given)
+    three = sf.Cascade(cut, Unmoved(torch.eye(8, dtype=torch.float64)), level=0.5, truncated=True)
+    assert [plan.stop for plan in sf.sampling.plans(three, 4)] == [cut.stop, three.stop, 0]
+    assert [tuple(each.shape) for each in sf.sample(three, 2, 4, stages=True)] == [(2, 1, 2), (2, 1, 4), (2, 1, 8)]
+    for level, how, said in ((1.0, "noise", "lower level"), (0.3, "blur", "augmentation='noise'")):
+        with pytest.raises(SfumatoError, match=said):
+            sf.Cascade(Normal(SMALL), Upscaler(COV), augmentation=how, level=level, truncated=True)
+    with pytest.raises(SfumatoError, match="ends elsewhere than a plan"):
+        sf.sample(cut, 2, solver=sf.sampling.plans(whole, 4)[0])
+
+
+def test_what_a_truncated_stage_hands_over_is_in_the_units_of_the_upscaler() -> None:
+    class Units(Unmoved):
+        def __init__(self, places: int, std: tuple[float, ...], mean: tuple[float, ...]) -> None:
+            super().__init__(torch.eye(places, dtype=torch.float64))
+            self.shape, self.spec = (2, places), SimpleNamespace(normaliser=Normaliser(mean, std))
+
+    cascade = sf.Cascade(Units(2, (3.0, 1.0), (5.0, 0.0)), Units(4, (2.0, 4.0), (1.0, 1.0)), level=0.6, truncated=True)
+    n, draw = 20_000, torch.Generator().manual_seed(0)
+    alpha, sigma = PROCESS.schedule(cascade.stop)
+    assert float(sigma / alpha) == pytest.approx(0.75 / 1.5)  # r = s / sqrt(1 - s^2), and the widest channel has 3 / 2
+    y = torch.tensor([[1.0, -1.0], [0.5, 2.0]], dtype=torch.float64)
+    z = alpha * y + sigma * torch.randn(n, 2, 2, generator=draw, dtype=torch.float64)
+    told = cascade.unfinished(z, Noise(0, torch.arange(n), PRIOR))
+    c = told[LOW].values
+    user = y * torch.tensor([[3.0], [1.0]]) + torch.tensor([[5.0], [0.0]])
+    wanted = 0.8 * (user - 1) / torch.tensor([[2.0], [4.0]])
+    assert torch.allclose(c.mean(0), wanted, atol=0.02)
+    assert torch.allclose(c.flatten(1).T.cov(), 0.36 * torch.eye(4, dtype=torch.float64), atol=0.02)
+    assert set(told[AUGMENTATION].values.tolist()) == {0.6}
+    odd = Units(2, (3.0, 1.0), (5.0, 0.0))
+    odd.spec.normaliser = Normaliser((0.0, 0.0), (1.0, 1.0), "log")
+    with pytest.raises(SfumatoError, match="here some are by log"):
+        sf.Cascade(odd, Units(4, (2.0, 4.0), (1.0, 1.0)), truncated=True)
 
 
 def test_stages_are_told_apart_and_a_sample_does_not_depend_on_the_batch() -> None:
@@ -153,6 +208,10 @@ def test_stages_that_are_trained_apart_are_one_file_and_one_call(tmp_path) -> No
     small, large = sf.sample(again, 3, 4, label="3", stages=True)
     assert small.shape == (3, 1, 4, 4) and large.shape == (3, 1, 8, 8) and large.dtype == torch.uint8
     assert torch.equal(large, sf.sample(cascade, 3, 4, label="3"))
+    cut = sf.Cascade(base.denoiser, upscaler.denoiser, truncated=True)
+    cut = sf.load(sf.save(cut, tmp_path / "cut.safetensors"))
+    assert cut.truncated and 0 < cut.stop < 1
+    assert sf.sample(cut, 2, 4, label="3").dtype == torch.uint8
     hears = upscaler.denoiser.net.given
     assert {LOW, AUGMENTATION} <= set(hears)
     guided = sf.Cascade(base.denoiser, sf.guide(upscaler.denoiser, 2.0))

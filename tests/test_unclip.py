@@ -9,8 +9,10 @@ from consoles import Heard
 from sfumato.belief import Estimate
 from sfumato.conditions import EMBEDDING
 from sfumato.errors import SfumatoError
+from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
+from sfumato.training.stages import _optimiser_of_prior
 
 F64 = torch.float64
 PROCESS = sf.Gaussian(sf.schedules.LogLinear(-12.0, 12.0))
@@ -54,6 +56,35 @@ def test_prior_and_decoder_have_the_joint_law_of_a_linear_gaussian_chain() -> No
     one = drawn(sf.UnCLIP(PRIOR, DECODER), torch.full((N, 1), 1.5, dtype=F64))
     assert torch.allclose(one.mean(0), 1.5 * (B @ A)[:, 0], atol=0.05)
     assert torch.allclose(one.T.cov(), B @ C_N @ B.T + C_M, atol=0.08)
+
+
+class Noisy(Linear):
+    """The exact denoiser of p(x | e'), e' = e + s eta: N(B K e', B (C_e - K C_e) B^T + C_m), K = C_e (C_e + s^2)^-1."""
+
+    def __init__(self, level: float) -> None:
+        gain = C_E @ torch.linalg.inv(C_E + level**2 * torch.eye(2, dtype=F64))
+        super().__init__(EMBEDDING, B @ gain, B @ (C_E - gain @ C_E) @ B.T + C_M)
+
+
+def test_a_decoder_of_noisy_embeddings_keeps_the_law_of_the_data_and_forgives_the_prior() -> None:
+    y = torch.randn(N, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    for level in (0.2, 1.0):
+        decoder = Noisy(level)
+        x = drawn(sf.UnCLIP(PRIOR, decoder, noise=level), y)
+        assert torch.allclose(x.T.cov(), C_X, atol=0.12), level
+        cov = torch.cat((y, x), 1).T.cov()[0, 1:]
+        assert torch.allclose(cov, (decoder.weight @ A)[:, 0], atol=0.08), level
+        off = float((decoder.weight @ torch.ones(2, dtype=F64)).norm())  # of a prior that is wrong by 1 everywhere
+        assert (off < 0.9 * float((B @ torch.ones(2, dtype=F64)).norm())) == (level == 1.0)
+    plain = drawn(sf.UnCLIP(PRIOR, Noisy(1.0)), y)  # not told: less than the data's spread
+    assert float(plain.T.cov().trace()) < 0.9 * float(C_X.trace())
+    pair = sf.UnCLIP(PRIOR, Noisy(1.0), noise=1.0)
+    e = torch.tensor([[1.0, -1.0]])
+    x = sf.sample(pair, 8, 10, seed=3, embedding=e)
+    assert torch.equal(sf.sample(pair, index=[5], steps=10, seed=3, embedding=e), x[5:6])
+    assert sf.guide(pair, 1.0).noise == 1.0
+    with pytest.raises(SfumatoError, match="at least 0, not -1"):
+        sf.UnCLIP(PRIOR, DECODER, noise=-1.0)
 
 
 def test_a_decoder_that_ignores_the_embedding_draws_from_the_marginal() -> None:
@@ -150,6 +181,7 @@ def test_one_command_trains_a_pair_and_one_file_holds_it(whole, tmp_path) -> Non
     assert isinstance(model, sf.UnCLIP) and whole.metrics[-1]["step"] == 8  # half of the budget
     assert set(model.prior.spec.conditions) == {"caption"} == set(model.spec.conditions)
     assert set(model.decoder.spec.conditions) == {EMBEDDING}
+    assert isinstance(model.decoder.net, sf.nets.Painted) and model.noise == 0.2 == whole.denoiser.noise
     e, x = sf.sample(model, 3, 4, caption="a red one", stages=True)
     assert x.shape == (3, 3, 8, 8) and x.dtype == torch.uint8 and e.shape == (3, model.embedder.size)
     assert torch.equal(x, sf.sample(whole.denoiser, 3, 4, caption="a red one"))
@@ -215,6 +247,41 @@ def test_a_run_goes_on_with_the_stage_that_was_stopped(stage, whole, tmp_path) -
     assert torch.equal(run.denoiser.embedder.basis, whole.denoiser.embedder.basis)
 
 
+def test_a_pair_whose_decoder_draws_codes_goes_on_with_its_autoencoder_and_is_one_file(tmp_path) -> None:
+    out = tmp_path / "run"
+
+    class Stops(Heard):
+        def __call__(self, progress):
+            if progress.step == 2 and (out / "autoencoder" / "config.yaml").exists():
+                raise KeyboardInterrupt
+
+    how = {**HOW, "net": "tiny", "autoencoder": "Autoencoder(latent=2, channels=(8, 8))", "reconstruction": 0}
+    with pytest.raises(Interrupted, match=str(out)):
+        sf.train(pictures(), out, unclip=True, console=Stops(), **{**how, "loss": "decoding(noise=0.5)"})
+    run = sf.resume(out, pictures(), console=Silent())
+    steps = [sf.training.run.folder.read(out / part / "metrics.jsonl")[-1]["step"] for part in ("autoencoder", "prior")]
+    assert steps == [3, 8] and run.metrics[-1]["step"] == 5  # 0.4 of the decoder's half, and the rest
+    (tmp_path / "alone.safetensors").write_bytes((out / "model.safetensors").read_bytes())
+    pair = sf.load(tmp_path / "alone.safetensors")
+    assert isinstance(pair.decoder, sf.Latent) and pair.noise == 0.5
+    assert set(pair.decoder.spec.conditions) == {EMBEDDING} and set(pair.spec.conditions) == {"caption"}
+    x = sf.sample(pair, 2, 3, caption="a red one")
+    assert x.shape == (2, 3, 8, 8) and x.dtype == torch.uint8
+    assert sf.variations(sf.guide(pair, 1.5), pictures()["x"][0], 2, steps=2).shape == (2, 3, 8, 8)
+
+
+def test_a_prior_of_embedded_captions_is_trained_by_adamw_unless_an_optimiser_is_named() -> None:
+    embedded = {"conditions": {"caption": "text(minilm)"}}
+    assert _optimiser_of_prior(TrainConfig(**embedded)) == {"optimizer": "adamw", "lr": 2e-3}
+    for named in (
+        {},
+        {"conditions": {"caption": "text"}},
+        {**embedded, "lr": 1e-3},
+        {**embedded, "optimizer": "adamw"},
+    ):
+        assert _optimiser_of_prior(TrainConfig(**named)) == {}, named
+
+
 def test_a_prior_alone_takes_an_embedder_that_is_given(whole, tmp_path) -> None:
     own = whole.denoiser.embedder
     run = sf.train(pictures(), tmp_path / "prior", embedding=own, console=Silent(), **{**HOW, "net": "tiny"})
@@ -223,7 +290,7 @@ def test_a_prior_alone_takes_an_embedder_that_is_given(whole, tmp_path) -> None:
              **{**HOW, "net": "tiny", "steps": 1})  # fmt: skip
     for changes, said in (
         ({"embedding": "convolution"}, "did you mean 'convolutions'"),
-        ({"unclip": True, "latent": True}, "take one of latent"),
+        ({"embedding": own, "latent": True}, "take one of latent"),  # a prior has no codes
         ({"unclip": True, "init": whole.path}, "unclip and embedding"),
         ({"embedding": whole.path / "prior"}, "holds a Denoiser"),
     ):

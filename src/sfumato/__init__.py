@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from sfumato.process.mixing import Uniform as Uniform
     from sfumato.process.product import Product as Product
     from sfumato.registry import register as register
+    from sfumato.regression_prior import RegressionPrior as RegressionPrior
     from sfumato.reinforce import align as align
     from sfumato.reinforce import log_ratio as log_ratio
     from sfumato.sampling import sample as sample
@@ -115,6 +116,7 @@ _PUBLIC = {
     "Denoiser": "sfumato.model:Denoiser",
     "DenoisingAutoencoder": "sfumato.denoising_autoencoder:DenoisingAutoencoder",
     "Embedder": "sfumato.embedder:Embedder",
+    "RegressionPrior": "sfumato.regression_prior:RegressionPrior",
     "Estimate": "sfumato.belief:Estimate",
     "FlowMap": "sfumato.flow_map:FlowMap",
     "Experts": "sfumato.compose:Experts",

@@ -5,11 +5,12 @@
 The level s of the noise on what an upscaler is told is drawn in training and chosen for sampling: it hides what the
 stage before does wrong, and at s = 1 tells nothing. For a jointly normal pair with covariances C_xy, C_yy a bias b
 of y comes out as alpha C_xy (alpha^2 C_yy + s^2)^-1 alpha b, which falls with s. Source: Ho et al. 2021 (2106.15282),
-Sec. 4, noise and blur conditioning augmentation.
+Sec. 4, noise, blur and truncated conditioning augmentation.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
@@ -23,6 +24,7 @@ from sfumato.conditions import AUGMENTATION, LOW, Given, declared
 from sfumato.errors import SfumatoError, suggest
 from sfumato.model import usable
 from sfumato.noise import Noise
+from sfumato.process.gaussian import require_numbers
 from sfumato.registry import register
 
 KINDS = ("noise", "blur")
@@ -100,6 +102,15 @@ class Staged(ABC):
         """What `last` is told of samples (B, ..) of `first`, in user units unless `normalised`."""
 
     @property
+    def stop(self) -> float:
+        """The time at which the stage before `last` ends, 0 for whole samples."""
+        return 0.0
+
+    def unfinished(self, z: Tensor, noise: Noise) -> dict[str, Any]:
+        """What `last` is told of states z (B, ..) of the stage before it at the time `stop`."""
+        raise NotImplementedError
+
+    @property
     def stages(self) -> tuple[Any, ...]:
         """The models of the stages, in the order in which they draw."""
         return (*(self.first.stages if isinstance(self.first, Staged) else (self.first,)), self.last)
@@ -151,6 +162,10 @@ class Cascade(Staged):
     `sf.sample(cascade, n)` runs the stages, and `sf.sample(cascade, n, low_resolution=y)` those that enlarge y, one or
     n small samples. augmentation: "noise" or "blur", that of the upscaler's training; level: that of sampling, from 0,
     where the small sample is taken as it is, to 1. A small sample reaches the upscaler in the units of the data.
+    truncated: end the stage before at a state that is as noisy as the upscaler is told, z / alpha = y + r eta with
+    r = s / sqrt(1 - s^2), in the place of drawing y and adding the noise: c has the same law, its details are not drawn
+    only to be hidden, and a number of steps covers less. Where the two stages have other units by channel, r is that of
+    the widest, and others get what is missing as new noise.
     """
 
     told = LOW
@@ -162,6 +177,7 @@ class Cascade(Staged):
         factor: int = 2,
         augmentation: str = "noise",
         level: float = LEVEL,
+        truncated: bool = False,
     ) -> None:
         if not isinstance(inner, Staged):
             usable(inner, "The first stage of a cascade")
@@ -173,7 +189,10 @@ class Cascade(Staged):
             )
         self.inner, self.upscaler = inner, usable(upscaler, "The second stage of a cascade")
         self.factor, self.augmentation, self.level = int(factor), augmentation, float(level)
+        self.truncated = bool(truncated)
         self.provenance: dict[str, Any] = {}
+        if self.truncated:
+            self._require_truncable()
         small, large = getattr(inner, "shape", None), getattr(upscaler, "shape", None)
         if small is None or large is None:
             return
@@ -192,10 +211,60 @@ class Cascade(Staged):
         return self.upscaler
 
     def put_together(self, first: Any, last: Any) -> Cascade:
-        return Cascade(first, last, self.factor, self.augmentation, self.level)
+        return Cascade(first, last, self.factor, self.augmentation, self.level, self.truncated)
 
     def conditions(self, drawn: Tensor, noise: Noise, normalised: bool = False) -> dict[str, Any]:
         spec = None if normalised else self.spec
         y = drawn if spec is None else spec.normaliser.normalise(drawn)
         y = y.float() if spec is not None else y
         return told(y, torch.full((len(y),), self.level, dtype=y.dtype), noise, self.augmentation)
+
+    @property
+    def _before(self) -> Any:
+        """The stage before the upscaler."""
+        return self.inner.stages[-1] if isinstance(self.inner, Staged) else self.inner
+
+    def _require_truncable(self) -> None:
+        """Raise SfumatoError unless a state of the stage before is what the upscaler hears of a sample."""
+        what = "A truncated first stage"
+        if self.augmentation != "noise" or self.level >= 1:
+            raise SfumatoError(
+                f"{what} ends at the noise of level s < 1 that the upscaler hears: take augmentation='noise' and a "
+                "lower level, or leave truncated out."
+            )
+        require_numbers(self._before, what, "leave truncated out")
+        kinds = {each.kind for each in self._normalisers() if each is not None}
+        if kinds - {"affine"}:
+            raise SfumatoError(
+                f"{what} needs stages whose samples are normalised by mean and deviation, and here some are by "
+                f"{', '.join(sorted(kinds - {'affine'}))}: leave truncated out."
+            )
+
+    def _normalisers(self) -> list[Any]:
+        """Those of the stage before and of the upscaler, None without a spec."""
+        specs = (getattr(self._before, "spec", None), self.spec)
+        return [None if spec is None else spec.normaliser for spec in specs]
+
+    def _units(self) -> Tensor:
+        """The units of the stage before in those of the upscaler, float64, by channel or one number for all."""
+        std = [torch.tensor((1.0,) if each is None else each.std, dtype=torch.float64) for each in self._normalisers()]
+        return std[0] / std[1]
+
+    @property
+    def stop(self) -> float:
+        if not self.truncated or self.level == 0:
+            return 0.0
+        ratio = self.level / math.sqrt(1 - self.level**2) / float(self._units().max())
+        return float(self._before.process.schedule.time(-2 * math.log(ratio)))
+
+    def unfinished(self, z: Tensor, noise: Noise) -> dict[str, Any]:
+        (alpha, sigma), (before, own) = self._before.process.schedule(self.stop), self._normalisers()
+        y = z.double() / alpha
+        y = y if before is None else before.denormalise(y)
+        y = y if own is None else own.normalise(y).double()
+        kept = math.sqrt(1 - self.level**2)
+        had = (self._units() * sigma / alpha).reshape(-1, *(1,) * (z.ndim - 2))
+        rest = ((self.level / kept) ** 2 - had.square()).clamp_min(0).sqrt()
+        eta = noise.fold(AUGMENTATION).normal(tuple(z.shape[1:]), z.device, torch.float64)
+        c, here = (kept * (y + rest.to(z.device) * eta)).to(z.dtype), torch.ones(len(z), dtype=torch.bool)
+        return {LOW: Given(c, here), AUGMENTATION: Given(torch.full((len(z),), self.level, dtype=z.dtype), here)}

@@ -244,11 +244,15 @@ def _of_coupling_flow(
     return samples
 
 
-def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any]) -> list[Any]:
+def _of_stages(
+    model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, Any], how: dict[str, Any], stop: float = 0.0
+) -> list[Any]:
     """The samples of the stages, each of which is told the conditions that it knows; of those before one that is given
-    none."""
+    none. stop: the time at which the last ends; states of a time above 0 are those of its process."""
+    if stop and isinstance(how["solver"], Plan):
+        raise SfumatoError("A truncated stage ends elsewhere than a plan does: give a solver, by name, and steps.")
     if not isinstance(model, Staged):
-        return [sample(model, n, seed=seed, index=index, cond=unfolded(cond), **how)]
+        return [sample(model, n, seed=seed, index=index, t_stop=stop, cond=unfolded(cond), **how)]
     own, every, rest = declared(model.last), unfolded(cond), _known_before(model.first)
     before, given = [], _given(model, every.get(model.told), n)
     if given is not None:  # what the first alone knows is of no use
@@ -257,11 +261,14 @@ def _of_stages(model: Any, n: int, seed: int, index: Tensor, cond: Mapping[str, 
     else:
         mine = {name: value for name, value in every.items() if own is None or name in own}
         known = {name: v for name, v in every.items() if own is None or rest is None or name in rest or name not in own}
-        before = _of_stages(model.first, n, seed, index, known, how)
+        before = _of_stages(model.first, n, seed, index, known, how, model.stop)
     draws = Noise(seed, index, PRIOR).fold("upscaler")
-    drawn, normalised = (before[-1], how["normalised"]) if given is None else (given, False)
-    told = model.conditions(drawn, draws, normalised)
-    return [*before, sample(model.last, n, seed=draws.seed, index=index, cond={**mine, **told}, **how)]
+    if given is None and model.stop:
+        told = model.unfinished(before[-1], draws)
+    else:
+        told = model.conditions(*((before[-1], draws, how["normalised"]) if given is None else (given, draws)))
+    last = sample(model.last, n, seed=draws.seed, index=index, t_stop=stop, cond={**mine, **told}, **how)
+    return [*before, last]
 
 
 def _given(model: Staged, value: Any, n: int) -> Tensor | None:
@@ -288,7 +295,15 @@ def plans(model: Any, steps: int | None = None, solver: AnySolver | None = None)
     """The plan by which `sample` runs each stage, of a model without stages its one; a coupling flow has none."""
     if isinstance(model, CouplingFlow):
         return []
-    return [make_plan(stage, steps, solver) for stage in (model.stages if isinstance(model, Staged) else (model,))]
+    if not isinstance(model, Staged):
+        return [make_plan(model, steps, solver)]
+    ends = [*_ends(model), 0.0]
+    return [make_plan(stage, steps, solver, t_stop=end) for stage, end in zip(model.stages, ends, strict=True)]
+
+
+def _ends(model: Staged) -> list[float]:
+    """The times at which the stages before the last end."""
+    return [*(_ends(model.first) if isinstance(model.first, Staged) else ()), model.stop]
 
 
 def _known_before(model: Any) -> set[str] | None:

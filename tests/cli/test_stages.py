@@ -246,3 +246,24 @@ def test_a_cascade_of_captions_is_thresholded_and_enlarges_a_picture_of_ones_own
     assert np.array_equal(np.load("x.npy"), near.numpy())
     status, _, heard = call("sample", run, *plain, "--upscale", captioned / "one.npy")
     assert status == 2 and "and the model enlarges pictures of 3 x 4 x 4: resize it" in heard
+
+
+def test_a_pair_whose_prior_is_a_regression_is_trained_and_drawn_from(call, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    kind = draw.integers(0, 3, 40)
+    x = (60 * kind[:, None, None, None] + draw.integers(0, 60, (40, 3, 8, 8))).astype(np.uint8)
+    np.savez("data.npz", x=x, tint=np.eye(3)[kind])
+    status, _, heard = call("train", "data.npz", "--unclip", "--prior", "regression", "--embedding", "numbers",
+                            "--condition", "tint:vector", "--steps", 2, "--batch", 16, "--net", NET, "-o", "pair",
+                            "--sample-every", 0)  # fmt: skip
+    assert status == 0, heard
+    tinted = ["--steps", 2, "--condition", "tint=1,0,0"]
+    for words in (
+        ["sample", "pair", *tinted, "--guidance", 2, "-n", 2, "-o", "x.npy"],
+        ["info", "pair"],
+        ["doctor", "pair"],
+    ):
+        status, said, heard = call(*words)
+        assert status == 0, (words, heard)
+    assert np.load("x.npy").shape == (2, 3, 8, 8)

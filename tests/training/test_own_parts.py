@@ -213,7 +213,7 @@ def test_every_loss_by_name_leaves_a_file_that_loads(tmp_path):
         "classification",
         *("semigroup", "shortcut", "trajectory-consistency", "consistency-distillation", "consistency-training"),
         *("direct-distillation", "progressive-distillation", "lagrangian", "mean-flow", "improved-mean-flow"),
-        *("spectral", "coupled", "consistent-diffusion", "fp-diffusion", "maximum-likelihood", "upscaling"),
+        *("spectral", "coupled", "consistent-diffusion", "fp-diffusion", "maximum-likelihood", "upscaling", "decoding"),
         "coupling-flow",
         *("distribution-matching", "moment-matching", "score-identity", "sdtt", "path-distillation"),
         *("reward-weighted", "fpo", "advantage-weighted", "nft", "ddpo", "direct", "dpo", "ipo", "kto"),

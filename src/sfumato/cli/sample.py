@@ -66,7 +66,7 @@ def draw(options: Any, note: Callable[[str], None], world: World = ALONE, plain:
     stages, follow = getattr(denoiser, "stages", (denoiser,)), Follower()
     denoiser.compute_dtype = compute_dtype(options.precision, denoiser.device)
     for stage in stages:
-        stage.net.register_forward_pre_hook(lambda *_: follow())
+        getattr(stage, "net", stage).register_forward_pre_hook(lambda *_: follow())
     _refuse_edits(options, denoiser)
     if spec.text is not None:
         edit.refuse(options, "text", "use --infill")

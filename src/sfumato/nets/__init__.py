@@ -21,6 +21,7 @@ from .flops import flops
 from .forward_mode import forward_mode
 from .lora import Adapted
 from .mlp import MLP
+from .painted import Painted
 from .rin import RIN
 from .transformer import Transformer
 from .unet import UNet
@@ -28,6 +29,6 @@ from .uvit import UViT
 
 __all__ = [
     "MLP", "RIN", "SIZES", "Adapted", "Autoencoder", "Bottleneck", "Captioned", "ClassifierNet", "Codebook",
-    "Couplings", "DiT", "Energy", "GaussianCode", "QuantisedCode", "Transformer", "UNet", "UViT", "VectorQuantiser",
-    "build", "flops", "forward_mode", "from_config", "named",
+    "Couplings", "DiT", "Energy", "GaussianCode", "Painted", "QuantisedCode", "Transformer", "UNet", "UViT",
+    "VectorQuantiser", "build", "flops", "forward_mode", "from_config", "named",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from .dit import DiT
 from .energy import Energy
 from .fields import per_axis_patch
 from .mlp import MLP
+from .painted import Painted, with_canvas
 from .transformer import Transformer
 from .unet import UNet
 
@@ -54,13 +55,20 @@ def named(
     mask: str = "full",
     vocabulary: int = 0,
     numbers: int = 0,
+    vectors: Sequence[str] = (),
 ) -> nn.Module:
     """The network for samples of `shape` from a name or expression: "auto", "DiT(depth=8)" or any registered name.
 
     `shape`, `dim` (D of vectors), `classes`, `samples`, `outputs`, `conditions`, `symbols`, `mask`, `vocabulary` and
     `numbers` fill those of the network's arguments that the expression leaves out. Captions are read in front of the
-    network (`Captioned`): of vectors as one vector, of fields also as tokens and, by ours, as a canvas.
+    network (`Captioned`): of vectors as one vector, of fields also as tokens and, by ours, as a canvas. The conditions
+    `vectors` are painted on a canvas too, by ours for fields (`Painted`).
     """
+    if vectors and len(shape) > 1 and not symbols and isinstance(word, str) and registry.bare(word) in PAINTED + SIZES:
+        known, sides = dict(conditions or {}), canvas_shape(shape)
+        seen, sizes = with_canvas(known, vectors, sides), {name: known[name]["size"] for name in vectors}
+        inner = named(word, shape, classes, samples, outputs, seen, symbols, mask, vocabulary, numbers)
+        return Painted(inner, sizes, sides)
     defaults: dict[str, Any] = {
         "shape": tuple(shape), "classes": classes, "samples": samples, "outputs": outputs, "symbols": symbols,
         "mask": mask, "vocabulary": vocabulary, "numbers": numbers,

@@ -26,6 +26,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "weight": ("plain",), "loss": ("auto",), "variance": ("fixed", "learned"),
     "pairs": ("name", "row"), "process": (NO_PROCESS,), "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("auto", "ddp", "fsdp"), "train_only": ("all", "conditions"),
+    "prior": ("network", "regression"),
 }  # fmt: skip
 _RENAMED = {"model": "init"}  # settings in files of earlier versions
 _COMPILE = {"always": True, "auto": False, "never": False}  # values in files of earlier versions
@@ -96,7 +97,8 @@ class TrainConfig:
     train_only: str = "all"
     """Of --init: all weights, or only those of new classes and conditions."""
     latent: bool = False
-    """Train an autoencoder first, on two fifths of the budget, and then the model of its codes: for large pictures."""
+    """Train an autoencoder first, on two fifths of the budget, and then the model of its codes: for large pictures.
+    With unclip, those of the decoder."""
     autoencoder: str | None = None
     """Of a latent model: a run folder or file of a trained autoencoder, or the network of a new one, such as
     Autoencoder(latent=8)."""
@@ -109,6 +111,9 @@ class TrainConfig:
     embedding: str | None = None
     """What pictures are embedded by: {features}, numbers (the values), the folder of an image encoder of CLIP, or the
     file of an embedder. Without unclip the prior alone is trained."""
+    prior: str = "network"
+    """Of an unCLIP pair: a network, or regression, kernel ridge regression on the vector of one caption and the normal
+    law of what it misses, sharpened: no training, and of a few thousand captions it finds new ones more often."""
     reconstruction: float = 0.8
     """The share of the variance of held-out samples that the autoencoder has to explain; 0 takes any."""
     loss: str = "auto"

@@ -17,16 +17,23 @@ import torch
 
 from sfumato import noise, serialization
 from sfumato.conditions import EMBEDDING as CONDITION
-from sfumato.data import Source
+from sfumato.conditions import of_data
+from sfumato.data import DataSpec, Source
 from sfumato.data.column import Column
+from sfumato.data.spec import fitted
 from sfumato.embedder import Embedder
 from sfumato.errors import SfumatoError, an
 from sfumato.features import encoder_folder, usual
+from sfumato.process import Gaussian
+from sfumato.regression_prior import MOST, RegressionPrior
+from sfumato.schedule import schedule_of
 from sfumato.training import codes
+from sfumato.training.config import TrainConfig
 
 EMBEDDING = "embedding"  # the folder of the embedder within that of a run
 FILE = "embeddings.npy"
 _FITTED_TO = 20_000  # most samples that the components are those of
+SHARPENED = 0.25  # the temperature of a regression: at 1 what captions leave open hides what they say
 
 
 def embedder(source: Source, embedding: Any, holdout: float) -> Embedder:
@@ -49,6 +56,35 @@ def embedder(source: Source, embedding: Any, holdout: float) -> Embedder:
     rows = rows[noise.permutation(0, 0, len(rows))[:_FITTED_TO]].sort().values
     word = usual(source.kind, source.shape) if embedding is None else os.fspath(embedding)
     return Embedder.fit(source.x[rows], word, bounds=source.bounds)
+
+
+def heard_by_regression(source: Source, settings: TrainConfig) -> str:
+    """The one condition of the data that a prior by regression hears.
+
+    Raises SfumatoError unless that is a vector, or a text that an encoder embeds.
+    """
+    rows, _ = source.split(settings.holdout)
+    kinds = {name: fitted(name, column, rows).network()["kind"] for name, column in source.conditions.items()}
+    if len(kinds) != 1 or set(kinds.values()) - {"text", "vector"}:
+        heard = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
+        raise SfumatoError(
+            f"prior='regression' needs one condition, a caption that an encoder embeds or a vector, and these are "
+            f"{heard}: take conditions={{'caption': 'text(minilm)'}} and leave others out (NAME:ignore), or a network."
+        )
+    return next(iter(kinds))
+
+
+def regression(source: Source, settings: TrainConfig) -> RegressionPrior:
+    """The prior by regression of embeddings on the condition of the training samples, at most MOST of them."""
+    name, (rows, _) = heard_by_regression(source, settings), source.split(settings.holdout)
+    spec = DataSpec.fit(source, rows)
+    chosen = rows[noise.permutation(settings.seed, 0, len(rows))[:MOST]].sort().values
+    given = of_data(spec, source, chosen).given(name)
+    values, e = given.values[given.present], spec.normalise(source.x[chosen[given.present]])
+    y = values[:, 0] if values.ndim == 3 else values
+    made = RegressionPrior.fit(y, e, Gaussian(schedule_of(settings.schedule), settings.target), name, spec)
+    made.temperature = SHARPENED
+    return made
 
 
 def loaded(place: Any) -> Embedder:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfumato import columns, nets, noise, registry, serialization, trees
 from sfumato.autoencoder import Codec
 from sfumato.autoregressive import Autoregressive
-from sfumato.conditions import MISSING, PREVIOUS, Conditions
+from sfumato.conditions import EMBEDDING, MISSING, PREVIOUS, Conditions
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import DataSpec, Source
 from sfumato.data.table_schema import TableSchema
@@ -157,7 +157,7 @@ def _usual_loss(config: TrainConfig) -> str:
         return "coupled"
     if registry.bare(config.process) == "masked" and (config.times, config.weight) == (usual.times, usual.weight):
         return "masked"
-    return "hybrid" if config.variance == "learned" else "denoising"
+    return "hybrid" if config.variance == "learned" else "decoding" if config.unclip else "denoising"
 
 
 def as_loss(module: Any) -> Any:
@@ -416,7 +416,8 @@ def _network(settings: TrainConfig, spec: DataSpec, process: Any, loss: Any, sam
         shape = process.net_shape(spec.shape)
         vocabulary = codes.states if codes else 0
         numbers = spec.table.numbers if spec.table is not None else 0
-        net = nets.named(word, shape, classes, samples, outputs, more, text, loss.mask, vocabulary, numbers)
+        known = (classes, samples, outputs, more, text, loss.mask, vocabulary, numbers)
+        net = nets.named(word, shape, *known, vectors=(EMBEDDING,) if settings.unclip else ())
         if codes and codes.codebook == "learned":
             net = nets.Codebook(net, codes.states, codes.dim)
         return nets.Energy(net) if settings.energy and not isinstance(net, nets.Energy) else net

@@ -3,7 +3,8 @@ student in two stages, in one run folder.
 
 RUN/autoencoder/    the run of the autoencoder, or the file of a given one, and the codes of the data
 RUN/size_16/        the run of the first stage of a cascade, of size 16; the stages between likewise
-RUN/embedding/      the embedder of an unCLIP pair, and the embeddings of the data; RUN/prior/, the run of the prior
+RUN/embedding/      the embedder of an unCLIP pair, and the embeddings of the data; RUN/prior/, the run of the prior;
+                    RUN/autoencoder/, that of the decoder if it draws codes
 RUN/paths/          the run of the first stage of a student, which the second goes on from
 RUN/                the run of the denoiser, or of the last stage; its model file holds all stages
 """
@@ -33,14 +34,14 @@ from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_yaml
 from sfumato.training.console import Console
 from sfumato.training.ladder import FIRST
-from sfumato.training.parts import separate
+from sfumato.training.parts import loss_of, separate
 from sfumato.training.run import Interrupted, Run
 from sfumato.training.session import Session
 from sfumato.unclip import UnCLIP
 
 SHARE = 0.4  # of the budget, for the autoencoder
 SIZE, BLURRED = "size_{}", 256  # folders of a cascade's stages; the size from which one hears blurred pictures
-PRIOR = "prior"  # the folder of the prior of an unCLIP pair
+REGRESSION, PRIOR = "regression", "prior"  # a prior without a network; the folder of the prior of an unCLIP pair
 LOSS = "autoencoding(beta=0.1, spectral=0.1)"
 _BOTH = (
     "size", "conditions", "columns", "split", "key", "max_gb", "normalise", "batch", "micro", "workers",
@@ -75,7 +76,8 @@ def train(
     model is a `Latent`, which holds both. autoencoder: a trained one, a `Codec` or its file or run folder, or the
     network of a new one, "Autoencoder(latent=8)"; either implies latent. cascade: the sizes of its stages, (16, 32),
     between which the budget is divided equally; the run's model is a `Cascade`. unclip=True trains a prior of
-    embeddings and a decoder of pictures, each on half of the budget; the run's model is an `UnCLIP`. embedding: what
+    embeddings and a decoder of pictures, each on half of the budget; the run's model is an `UnCLIP`, whose decoder is
+    a `Latent` with latent=True. embedding: what
     embeds, an `Embedder` or its file, or the name of features; without unclip the prior alone is trained.
     Raises SfumatoError before training if anything is wrong with data, settings or folder, and before the second stage
     if the autoencoder reconstructs or spreads badly (`codes.check`). If the run is stopped by a command (`control`)
@@ -84,9 +86,10 @@ def train(
     """
     modules, how = tuple(modules), dict[str, Any](console=console, on_start=on_start)
     pair = unclip or embedding is not None
-    _require_one(settings, latent or autoencoder is not None, cascade is not None, pair)
+    _require_one(settings, latent or autoencoder is not None, cascade is not None, pair, unclip)
     if pair:
-        return _new_unclip(data, out, labels, modules, how, settings, unclip, embedding)
+        space = {"latent": latent or autoencoder is not None, "autoencoder": autoencoder}
+        return _new_unclip(data, out, labels, modules, how, settings, unclip, embedding, space)
     if cascade is not None:
         return _new_cascade(data, out, labels, modules, how, {**settings, "cascade": cascade})
     if not latent and autoencoder is None:
@@ -98,7 +101,7 @@ def train(
         path = world.broadcast_result(lambda: _begun(chosen, autoencoder))
     if autoencoder is None or word is not None:
         _first(path, chosen, data, labels, modules, how)
-        settings = {**settings, **share_of_budget(chosen, 1 - SHARE)}
+        settings = {**settings, **share_ofshare_of_budget(chosen, 1 - SHARE)}
     return _second(path, data, labels, modules, how, settings)
 
 
@@ -137,7 +140,7 @@ def resume(
         _stage(path, lambda: single.resume(place, data, labels, modules=modules, **how), how["console"])
     kept = {name: value for name, value in chosen.to_dict().items() if name not in _OURS and name not in changes}
     if chosen.autoencoder != new and not {"minutes", "steps"} & set(changes):
-        kept |= share_of_budget(chosen, 1 - SHARE)
+        kept |= share_ofshare_of_budget(chosen, 1 - SHARE)
     data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
     return _second(path, data, labels, modules, how, {**kept, **changes})
 
@@ -147,16 +150,19 @@ def chosen_file(path: Path) -> str:
     return str(path / AUTOENCODER)
 
 
-def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bool) -> None:
+def _require_one(settings: dict[str, Any], latent: bool, cascade: bool, pair: bool, unclip: bool) -> None:
     """Raise SfumatoError for two ways to train in stages, and for one of them with a model that is trained further."""
     if settings.get("init") is not None and (latent or cascade or pair):
         raise SfumatoError(
             "A model that is trained further (init) keeps its autoencoder, size and embedding: leave latent, "
             "autoencoder and cascade out, and unclip and embedding."
         )
-    if latent + cascade + pair > 1:
+    if settings.get("prior") == REGRESSION and not unclip:
+        raise SfumatoError("prior is that of an unCLIP pair: train with unclip, or leave it out.")
+    if cascade + (latent or pair) > 1 or (latent and pair and not unclip):
         raise SfumatoError(
-            "A model is trained in one kind of stages: take one of latent (with its autoencoder), cascade and unclip."
+            "A model is trained in one kind of stages: take one of latent (with its autoencoder), cascade and unclip, "
+            "or latent and unclip for a pair whose decoder draws codes."
         )
 
 
@@ -201,7 +207,7 @@ def _first(path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any
 def of_autoencoder(chosen: TrainConfig) -> dict[str, Any]:
     """The settings of the first stage of a latent model."""
     own = {name: getattr(chosen, name) for name in _BOTH if getattr(chosen, name) != getattr(TrainConfig(), name)}
-    return own | {"net": chosen.autoencoder or "auto", "loss": LOSS, **share_of_budget(chosen, SHARE)}
+    return own | {"net": chosen.autoencoder or "auto", "loss": LOSS, **share_ofshare_of_budget(chosen, SHARE)}
 
 
 def _second(path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]) -> Run:
@@ -237,7 +243,7 @@ def _cascade(
     path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     """Train what is not yet trained of a cascade, and write it."""
-    sizes, settings = chosen.sizes, {**settings, **share_of_budget(chosen, 1 / len(chosen.sizes))}
+    sizes, settings = chosen.sizes, {**settings, **share_ofshare_of_budget(chosen, 1 / len(chosen.sizes))}
     for at, size in enumerate(sizes[:-1]):
         place = path / SIZE.format(size)
         if folder.found(place):
@@ -252,13 +258,22 @@ def _cascade(
 
 def _new_unclip(
     data: Any, out: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any], unclip: bool,
-    embedding: Any,
+    embedding: Any, space: dict[str, Any],
 ) -> Run:  # fmt: skip
     words, _ = separate(settings, modules)
+    given = space["autoencoder"]
     with joined(device_of(settings.get("device", "auto"))) as world:
-        chosen, kept = single.in_words(data, out, labels, {**words, "unclip": unclip})
-        make = lambda: embeddings.embedder(single.opened(data, kept, chosen), embedding, chosen.holdout)  # noqa: E731
-        path = world.broadcast_result(lambda: _begun(chosen, None, make()))
+        word = given if isinstance(given, str) and not _is_file(given) else None
+        own = {"unclip": unclip, "latent": space["latent"], "autoencoder": word}
+        chosen, kept = single.in_words(data, out, labels, {**words, **own})
+
+        def make() -> Embedder:
+            source = single.opened(data, kept, chosen)
+            if chosen.prior == REGRESSION:
+                embeddings.heard_by_regression(source, chosen)
+            return embeddings.embedder(source, embedding, chosen.holdout)
+
+        path = world.broadcast_result(lambda: _begun(chosen, given, make()))
     chosen = chosen.replace(embedding=str(path / embeddings.EMBEDDING))
     if unclip:
         return _unclip(path, chosen, data, labels, modules, how, settings)
@@ -280,15 +295,39 @@ def _unclip(
     path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     """Train what is not yet trained of an unCLIP pair, and write it."""
-    settings = {**settings, "embedding": chosen.embedding, **share_of_budget(chosen, 0.5)}
-    place = path / PRIOR
-    if not folder.found(place):
+    share = 1.0 if chosen.prior == REGRESSION else 0.5  # of the budget, for the decoder
+    settings = {**settings, "embedding": chosen.embedding, **share_of_budget(chosen, share)}
+    place, space = path / PRIOR, path / AUTOENCODER
+    if chosen.prior == REGRESSION:
+        if leads() and not _complete(place):
+            source = single.opened(data, labels, chosen.replace(unclip=False))
+            serialization.save(embeddings.regression(source, chosen), place / serialization.FILE)
+    elif not folder.found(place):
         size = chosen.net if chosen.net in nets.SIZES else "auto"  # a network by name is the decoder's
-        own = {**settings, "net": size, "normalise": "auto"}
+        loss = "auto" if registry.bare(chosen.loss) == "decoding" else chosen.loss  # of the decoder alone
+        own = {**settings, "net": size, "normalise": "auto", "loss": loss, **_optimiser_of_prior(chosen)}
         _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
     elif not _complete(place):
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
-    return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
+    if not chosen.latent:
+        return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
+    half = chosen.replace(**share_of_budget(chosen, share))
+    if not space.is_dir():
+        _first(path, half, data, labels, modules, how)
+    elif not _complete(space):
+        _stage(path, partial(single.resume, space, data, labels, modules=modules, **how), how["console"])
+    if (space / "config.yaml").exists():  # it was trained here
+        settings |= share_of_budget(half, 1 - SHARE)
+    return _paired(path, _second(path, data, labels, modules, how, {**settings, "unclip": True}))
+
+
+def _optimiser_of_prior(chosen: TrainConfig) -> dict[str, Any]:
+    """AdamW for captions that an encoder has embedded, unless an optimiser or a rate is named: there it is better than
+    muon and three times as fast; words, which are learned with the prior, are learned sooner by muon."""
+    usual, kinds = TrainConfig(), (chosen.conditions or {}).values()
+    if (chosen.optimizer, chosen.lr) != (usual.optimizer, usual.lr) or not any(k.startswith("text(") for k in kinds):
+        return {}
+    return {"optimizer": "adamw", "lr": 2e-3}
 
 
 def student(path: Path, stages: list[dict[str, Any]], data: Any, labels: Any, how: dict[str, Any]) -> Run:
@@ -342,8 +381,8 @@ def _student(
 
 def _paired(path: Path, run: Run) -> Run:
     """The run with both models and the embedder as its model, which its file holds from now on."""
-    place = path / embeddings.EMBEDDING
-    return _whole(path, run, UnCLIP(serialization.load(path / PRIOR), run.denoiser, embeddings.loaded(place)))
+    prior, embedder = serialization.load(path / PRIOR), embeddings.loaded(path / embeddings.EMBEDDING)
+    return _whole(path, run, UnCLIP(prior, run.denoiser, embedder, getattr(loss_of(run.config), "noise", 0.0)))
 
 
 def _augmentation(size: int) -> str:
@@ -387,7 +426,7 @@ def _stage(path: Path, train: Callable[[], Run], console: Console | None) -> Non
         raise Interrupted(f"{stopped} {every}") from None
 
 
-def share_of_budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
+def share_ofshare_of_budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
     """A share of the budget of the settings; of none none, since each stage then takes its own."""
     steps = None if chosen.steps is None else max(1, round(share * chosen.steps))
     return {"minutes": None if chosen.minutes is None else share * chosen.minutes, "steps": steps}
