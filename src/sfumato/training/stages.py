@@ -101,7 +101,7 @@ def train(
         path = world.broadcast_result(lambda: _begun(chosen, autoencoder))
     if autoencoder is None or word is not None:
         _first(path, chosen, data, labels, modules, how)
-        settings = {**settings, **share_ofshare_of_budget(chosen, 1 - SHARE)}
+        settings = {**settings, **share_of_budget(chosen, 1 - SHARE)}
     return _second(path, data, labels, modules, how, settings)
 
 
@@ -140,7 +140,7 @@ def resume(
         _stage(path, lambda: single.resume(place, data, labels, modules=modules, **how), how["console"])
     kept = {name: value for name, value in chosen.to_dict().items() if name not in _OURS and name not in changes}
     if chosen.autoencoder != new and not {"minutes", "steps"} & set(changes):
-        kept |= share_ofshare_of_budget(chosen, 1 - SHARE)
+        kept |= share_of_budget(chosen, 1 - SHARE)
     data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
     return _second(path, data, labels, modules, how, {**kept, **changes})
 
@@ -207,7 +207,7 @@ def _first(path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any
 def of_autoencoder(chosen: TrainConfig) -> dict[str, Any]:
     """The settings of the first stage of a latent model."""
     own = {name: getattr(chosen, name) for name in _BOTH if getattr(chosen, name) != getattr(TrainConfig(), name)}
-    return own | {"net": chosen.autoencoder or "auto", "loss": LOSS, **share_ofshare_of_budget(chosen, SHARE)}
+    return own | {"net": chosen.autoencoder or "auto", "loss": LOSS, **share_of_budget(chosen, SHARE)}
 
 
 def _second(path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]) -> Run:
@@ -243,7 +243,7 @@ def _cascade(
     path: Path, chosen: TrainConfig, data: Any, labels: Any, modules: Any, how: dict[str, Any], settings: dict[str, Any]
 ) -> Run:
     """Train what is not yet trained of a cascade, and write it."""
-    sizes, settings = chosen.sizes, {**settings, **share_ofshare_of_budget(chosen, 1 / len(chosen.sizes))}
+    sizes, settings = chosen.sizes, {**settings, **share_of_budget(chosen, 1 / len(chosen.sizes))}
     for at, size in enumerate(sizes[:-1]):
         place = path / SIZE.format(size)
         if folder.found(place):
@@ -263,7 +263,7 @@ def _new_unclip(
     words, _ = separate(settings, modules)
     given = space["autoencoder"]
     with joined(device_of(settings.get("device", "auto"))) as world:
-        word = given if isinstance(given, str) and not _is_file(given) else None
+        word = given if isinstance(given, str) and not is_file(given) else None
         own = {"unclip": unclip, "latent": space["latent"], "autoencoder": word}
         chosen, kept = single.in_words(data, out, labels, {**words, **own})
 
@@ -426,7 +426,7 @@ def _stage(path: Path, train: Callable[[], Run], console: Console | None) -> Non
         raise Interrupted(f"{stopped} {every}") from None
 
 
-def share_ofshare_of_budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
+def share_of_budget(chosen: TrainConfig, share: float) -> dict[str, Any]:
     """A share of the budget of the settings; of none none, since each stage then takes its own."""
     steps = None if chosen.steps is None else max(1, round(share * chosen.steps))
     return {"minutes": None if chosen.minutes is None else share * chosen.minutes, "steps": steps}
