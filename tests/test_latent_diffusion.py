@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from sfumato.exact import PPCA, GaussianMixture
 from sfumato.nets import Autoencoder
 from sfumato.nets.autoencoder import _gathered, _spread
 from sfumato.normaliser import Normaliser
-from sfumato.objectives.vae import amplitude_error
+from sfumato.objectives.losses import Autoencoding
+from sfumato.objectives.vae import amplitude_error, perceptual_error
+from sfumato.training.console import Silent
 
 PROCESS = sf.Gaussian(sf.schedules.LogLinear(-12.0, 12.0))
 EXACT = -20.0  # the log-variance of codes that are as good as certain
@@ -182,3 +185,28 @@ def test_the_spectral_error_sees_blur_and_not_where_things_are() -> None:
     kept = (1 + torch.exp(-1j * (wave[:, None] + 2 * wave[:5]))).abs() / 2  # of each amplitude
     lost = (torch.fft.rfftn(x, dim=(2, 3), norm="ortho").abs() * (1 - kept)).flatten(1).mean(1) / 2
     assert torch.allclose(blurred, lost, atol=1e-5)
+
+
+def test_the_perceptual_error_is_that_of_features_over_the_variance_of_the_decoder() -> None:
+    x, net = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)), Shifted(False)
+    assert float(perceptual_error(net, x, lambda v: v.mean((2, 3))).max()) < 1e-10, "means do not see where things are"
+    share = (x - net(x)).square().flatten(1).sum(1) / x.square().flatten(1).sum(1)
+    assert torch.allclose(perceptual_error(net, x, lambda v: v), share / 8)
+    assert torch.allclose(perceptual_error(net, x, lambda v: v, lambda z: 50 * z), share / 8), "whatever the units"
+
+
+def test_an_autoencoder_learns_by_features_that_stay_as_they_are(tmp_path: Path) -> None:
+    x = torch.randint(0, 256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    own = torch.nn.Conv2d(1, 4, 3)
+    before = own.weight.clone()
+    words = {"steps": 6, "batch": 16, "net": "Autoencoder(channels=(8, 8))", "sample_every": 0, "console": Silent()}
+    for k, given in enumerate(("convolutions", own)):
+        loss = Autoencoding(perceptual=1.0, features=given)
+        assert not list(loss.parameters()), "they are no part of what is trained"
+        run = sf.train(x, tmp_path / str(k), loss=loss, **words)
+        assert isinstance(run.denoiser, sf.Codec)
+    assert torch.equal(own.weight, before) and own.weight.grad is None
+    plain = sf.train(x, tmp_path / "plain", loss="autoencoding", **words)
+    assert not torch.equal(*(next(each.denoiser.net.parameters()) for each in (run, plain)))
+    with pytest.raises(SfumatoError, match="compares features, not the numbers"):
+        sf.train(x, tmp_path / "none", loss=Autoencoding(perceptual=1.0, features="numbers"), **words)

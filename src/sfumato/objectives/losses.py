@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from sfumato import features as named
 from sfumato import noise
 from sfumato.autoencoder import Codec
 from sfumato.conditions import CARRIED, PREVIOUS, Given
@@ -23,7 +25,7 @@ from sfumato.objectives.loss import LearnsLevels, Levels, Loss
 from sfumato.objectives.nonequilibrium import nonequilibrium_loss, require_symbols
 from sfumato.objectives.teacher import Clean
 from sfumato.objectives.times import TimeDensity, UniformLogSNR, UniformTime
-from sfumato.objectives.vae import COMMITMENT, amplitude_error, elbo_loss, vq_loss
+from sfumato.objectives.vae import COMMITMENT, amplitude_error, elbo_loss, perceptual_error, vq_loss
 from sfumato.objectives.weights import Weight
 from sfumato.process import Embedded
 from sfumato.process.gaussian import require_numbers
@@ -317,6 +319,8 @@ class Autoencoding(Loss):
 
     spectral: the weight of a second error of the reconstruction, that of its amplitudes (`vae.amplitude_error`), over
     the deviation of the decoder as the first: it does not reward blur. The reconstruction is that of the code's mean.
+    perceptual: the weight of a third one, that of its `features` (`vae.perceptual_error`): "convolutions", a file of
+    Inception weights, the folder of a CLIP model, or a function of your own that can be differentiated.
     The codebook, part of the network, is updated after each optimiser step; `restarted` counts the codes reset so far.
     With several processes each learns from the codes of all, so that the codebooks stay equal.
     """
@@ -330,12 +334,16 @@ class Autoencoding(Loss):
         commitment: float = COMMITMENT,
         seed: int = 0,
         spectral: float = 0.0,
+        perceptual: float = 0.0,
+        features: Any = "convolutions",
     ) -> None:
         super().__init__()
-        if not spectral >= 0:
-            raise SfumatoError(f"The weight of the spectral error must be at least 0, got {spectral!r}.")
+        for name, weight in (("spectral", spectral), ("perceptual", perceptual)):
+            if not weight >= 0:
+                raise SfumatoError(f"The weight of the {name} error must be at least 0, got {weight!r}.")
         self.beta, self.free_bits, self.commitment, self.seed = beta, free_bits, commitment, seed
-        self.spectral = spectral
+        self.spectral, self.perceptual = spectral, perceptual
+        self._word, self._seeing = (features,), tuple[Any, ...]()  # the features once made; both no part of the loss
         self.restarted = 0
         self._seen: dict[int, QuantisedCode] = {}  # number of the first sample of a part -> the codes of the part
         self._quantiser: tuple[Any, ...] = ()  # in a tuple, so that it is not registered as a submodule
@@ -360,12 +368,27 @@ class Autoencoding(Loss):
     def losses(self, model: Any, batch: Any) -> Tensor:
         net, size = model.net, batch.x[0].numel()
         more = self.spectral * amplitude_error(net, batch.x) if self.spectral else 0.0
+        if self.perceptual:
+            spec, seen = model.spec, self._seen_by(model, batch.x)
+            units = None if spec is None else spec.normaliser.denormalise
+            more = more + self.perceptual * perceptual_error(net, batch.x, seen, units)
         if net.quantiser is None:
             return elbo_loss(net, batch.x, self.beta, self.free_bits, self.seed, batch.index) / size + more
         found = vq_loss(net, batch.x, self.commitment)
         if model.training:
             self._quantiser, self._seen[int(batch.index[0])] = (net.quantiser,), found.code
         return found.loss / size + more
+
+    def _seen_by(self, model: Any, x: Tensor) -> Any:
+        """The features, made at the first batch."""
+        if not self._seeing:
+            bounds = None if model.spec is None else model.spec.bounds
+            made = named.build(self._word[0], tuple(x.shape[1:]), bounds, x.device)
+            if made is None:
+                raise SfumatoError("The perceptual error compares features, not the numbers: name some.")
+            fixed = isinstance(made, nn.Module)
+            self._seeing = (copy.deepcopy(made).eval().requires_grad_(False) if fixed else made,)
+        return self._seeing[0]
 
     def observe(self, batch: Any, losses: Tensor) -> None:
         first, last = int(batch.index[0]), int(batch.index[-1])

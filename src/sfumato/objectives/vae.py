@@ -13,8 +13,8 @@ bits: Kingma et al. 2016 (1606.04934), Eq. 15.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,6 +126,18 @@ def amplitude_error(net: Autoencoder, x: Tensor) -> Tensor:
     one, other = (torch.fft.rfftn(v.float(), dim=axes, norm="ortho") if axes else v for v in (x, back))
     scale = (-0.5 * net.log_variance).exp()
     return (_modulus(one) - _modulus(other)).abs().flatten(1).mean(1) * scale
+
+
+def perceptual_error(net: Autoencoder, x: Tensor, features: Callable[[Tensor], Tensor], units: Any = None) -> Tensor:
+    """|phi(x) - phi(x_hat)|^2 / (2 s^2 |phi(x)|^2), (B,), s the deviation of the decoder, x_hat = decode(E[y | x]).
+
+    phi: features (B, ...) of samples (B, *shape), which `units` brings from normalised numbers to those of the data.
+    Relative, so that features of any scale weigh as much as the error of the numbers. Source: Johnson et al. 2016
+    (1603.08155), Eq. 2.
+    """
+    one, other = (features(v if units is None else units(v).float()).flatten(1) for v in (x, net(x)))
+    share = (one - other).square().sum(1) / one.square().sum(1).clamp_min(1e-12)
+    return 0.5 * share * (-net.log_variance).exp()
 
 
 def _modulus(v: Tensor) -> Tensor:
