@@ -31,6 +31,11 @@ KINDS = {"words": "vocabulary", "text": "size"}
 CANVAS, PAINTER = 4096, 512  # most numbers of a canvas; width of what paints it
 
 
+def painter(size: int, painted: Sequence[int]) -> nn.Module:
+    """W_2 gelu(W_1 v): vectors (B, size) -> a canvas (B, C * prod(spatial)) of the shape `painted`."""
+    return nn.Sequential(nn.Linear(size, PAINTER), nn.GELU(), nn.Linear(PAINTER, math.prod(painted)))
+
+
 def pooled(name: str) -> str:
     """The condition of the network behind that holds the vector of a caption."""
     return f"{name}_pooled"
@@ -156,10 +161,7 @@ class Captioned(nn.Module):
             WordEncoder(each["vocabulary"]) if each["kind"] == "words" else _Given() for each in self.read.values()
         )
         self.painters = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(each.get("size", WIDTH), PAINTER), nn.GELU(), nn.Linear(PAINTER, math.prod(self.painted))
-            )
-            for each in (self.read.values() if self.painted else ())
+            painter(each.get("size", WIDTH), self.painted) for each in (self.read.values() if self.painted else ())
         )
         with suppress(SfumatoError):  # a network without a config leaves this one without a config too
             args = {"net": tree(net), "conditions": self.read, "tokens": tokens}

@@ -4,7 +4,6 @@ An embedding that only modulates channels has to make what a picture looks like 
 stands beside the input, says it at each place.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SfumatoError
 from ..registry import register
 from ..trees import tree
-from .captioned import PAINTER, canvas
+from .captioned import canvas, painter
 from .conditions import Described, presence
 
 
@@ -41,10 +40,7 @@ class Painted(nn.Module):
     def __init__(self, net: nn.Module, sizes: Mapping[str, int], painted: Sequence[int]) -> None:
         super().__init__()
         self.net, self.sizes, self.painted = net, dict(sizes), tuple(painted)
-        self.painters = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, PAINTER), nn.GELU(), nn.Linear(PAINTER, math.prod(self.painted)))
-            for size in self.sizes.values()
-        )
+        self.painters = nn.ModuleList(painter(size, self.painted) for size in self.sizes.values())
         with suppress(SfumatoError):  # a network without a config leaves this one without a config too
             args = {"net": tree(net), "sizes": self.sizes, "painted": list(self.painted)}
             self.config = {"name": "Painted", "args": args}
@@ -67,14 +63,14 @@ class Painted(nn.Module):
         present: Mapping[str, Tensor] | None = None, **cond: Tensor,
     ) -> Tensor:  # fmt: skip
         known = dict(present or {})
-        for (name, size), painter in zip(self.sizes.items(), self.painters, strict=True):
+        for (name, size), paint in zip(self.sizes.items(), self.painters, strict=True):
             if (value := cond.get(name)) is None:
                 continue
             if tuple(value.shape) != (len(x), size):
                 raise SfumatoError(
                     f"the condition {name!r} has shape {tuple(value.shape)}; expected ({len(x)}, {size})"
                 )
-            cond[canvas(name)] = painter(value.to(x.dtype)).unflatten(1, self.painted)
+            cond[canvas(name)] = paint(value.to(x.dtype)).unflatten(1, self.painted)
             known[canvas(name)] = presence(name, value, present)
         found: Tensor = self.net(x, noise_level, label, present=known, **cond)
         return found
