@@ -149,7 +149,8 @@ def test_auto_of_small_pictures_is_steps_and_then_kept_paths(tmp_path: Path) -> 
     assert first.form == last.form == "ddim"
     assert [run.config.steps, run.config.lr, run.config.loss.partition("(")[0]] == [3, 2e-3, "path-distillation"]
     model = sf.load(file)
-    assert _chosen("auto", model, World()).count("+") == 1
+    for minutes, paths in ((None, 1024), (60, 1024), (5, 500), (1, 256)):
+        assert _chosen("auto", model, World(), minutes) == f"{OF_PICTURES} + path-distillation(paths={paths})"
     assert _chosen("auto", model, World(rank=0, size=2)) == OF_PICTURES
     large = SimpleNamespace(process=model.process, spec=model.spec, shape=(3, 64, 64))
     assert _chosen("auto", large, World()) == OF_PICTURES

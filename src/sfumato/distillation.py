@@ -40,6 +40,7 @@ AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
 OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
 THEN = "path-distillation"  # for pictures of at most _KEPT numbers, as paths are kept in memory and checkpoints
 _KEPT = 4096
+_PATHS = (256, 100, 1024)  # paths that are kept: at least, in each minute of a budget, and at most
 FIRST = 0.4  # of the budget, for the first of two stages
 DRAWN = 4096  # samples of the teacher, where no data are given
 TEACHER, SAMPLES, TEXTS = "teacher.safetensors", "teacher_samples.npz", "teacher_samples.jsonl"  # in a run folder
@@ -122,7 +123,8 @@ def in_words(
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     model = serialization.load_sampler(file, device=world.device)
-    losses = [loss_named(each, words, calls) for each in _chosen(method, model, world).split(" + ")]
+    method = _chosen(method, model, world, settings.get("minutes"))
+    losses = [loss_named(each, words, calls) for each in method.split(" + ")]
     if len(losses) > 2:
         raise SfumatoError(f"A student is trained in one stage or in two, and {method!r:.80} names {len(losses)}.")
     refuse_latent(model, "Distillation")
@@ -142,8 +144,8 @@ def in_words(
     return [{**base, **a, **b, "loss": c} for a, b, c in zip(own, budgets, losses, strict=True)], data
 
 
-def _chosen(method: str, model: Any, world: World) -> str:
-    """The method that "auto" stands for."""
+def _chosen(method: str, model: Any, world: World, minutes: float | None = None) -> str:
+    """The method that "auto" stands for; the paths that are walked, which take time, are as many as suit the minutes."""
     if method != "auto":
         return method
     if isinstance(getattr(model, "process", None), Masked):
@@ -152,7 +154,9 @@ def _chosen(method: str, model: Any, world: World) -> str:
         return AUTO
     texts = any(isinstance(each, Text) for each in (declared(model) or {}).values())  # of several lengths
     kept = world.size == 1 and not texts and math.prod(model.shape) <= _KEPT
-    return f"{OF_PICTURES} + {THEN}" if kept else OF_PICTURES
+    least, each, most = _PATHS
+    paths = most if minutes is None else min(most, max(least, round(each * minutes)))
+    return f"{OF_PICTURES} + {THEN}(paths={paths})" if kept else OF_PICTURES
 
 
 def _budget(settings: dict[str, Any], stage: int) -> dict[str, Any]:
