@@ -145,7 +145,7 @@ def in_words(
 
 
 def _chosen(method: str, model: Any, world: World, minutes: float | None = None) -> str:
-    """The method that "auto" stands for; the paths that are walked, which take time, are as many as suit the minutes."""
+    """The method that "auto" stands for, with as many paths, which take time to walk, as suit the minutes."""
     if method != "auto":
         return method
     if isinstance(getattr(model, "process", None), Masked):
