@@ -85,3 +85,13 @@ def test_a_pair_is_trained_around_it_and_resumed_with_it(tmp_path) -> None:
     with pytest.raises(SfumatoError, match="train with unclip"):
         sf.train({"x": x, "tint": kinds}, tmp_path / "no", **{**how, "unclip": False})
     assert not (tmp_path / "no").exists()
+
+
+def test_what_is_no_number_is_refused() -> None:
+    y, e = angles(20, 0)
+    for own, other in ((y, e[:10]), (y.clone().fill_(torch.nan), e), (y, e.clone().fill_(torch.inf))):
+        with pytest.raises(SfumatoError, match="all of them finite"):
+            sf.RegressionPrior.fit(own, other, PROCESS)
+    for temperature in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(SfumatoError, match="temperature of a prior"):
+            sf.RegressionPrior(PROCESS, "y", 20, 2, 3, 0.3, temperature=temperature)

@@ -12,6 +12,7 @@ without it (`columns.Known`): what it says of a column given others is nearer to
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,9 @@ def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World
     if not table.numbers:
         raise SfumatoError("calibrate corrects numbers, and this table has none: its samples stay as they are.")
     x = data if isinstance(data, Tensor) else table.encode(frames.columns_of(frames.arrow_of(data), table))
+    width = math.prod(model.spec.shape)
+    if x.ndim != 2 or not len(x) or x.shape[1] != width:
+        raise SfumatoError(f"calibrate needs rows (N, {width}) of the model's table, not {tuple(x.shape)}.")
     return with_map(model, fitted(table, draws(model, whole("n, the number of draws,", n, LEAST), seed, world), x))
 
 

@@ -56,6 +56,8 @@ class RegressionPrior(nn.Module):
         self.process, self.spec = process, spec
         self.name, self.rows, self.inputs, self.size = name, rows, inputs, size
         self.width, self.temperature = float(width), float(temperature)
+        if not 0 <= self.temperature < float("inf"):
+            raise SfumatoError(f"The temperature of a prior is a finite number of at least 0, not {temperature!r:.60}.")
         self.shape = (size,)
         shapes = {
             "middle": (inputs,), "directions": (rows, inputs), "weights": (rows, size), "mean": (size,),
@@ -82,6 +84,8 @@ class RegressionPrior(nn.Module):
         y, e = y[:MOST].double(), e[:MOST].double()
         middle, mean = y.mean(0), e.mean(0)
         a = F.normalize(y - middle)
+        if len(y) != len(e) or not bool(y.isfinite().all() and e.isfinite().all()):
+            raise SfumatoError("A regression needs as many vectors of captions as embeddings, all of them finite.")
         if len(y) < 2 or not bool((y != y[:1]).any()):
             raise SfumatoError("A regression needs two different captions at least: give the samples captions.")
         units = torch.ones(e.shape[1]) if spec is None else torch.tensor(spec.normaliser.std)

@@ -171,6 +171,15 @@ def test_copies_of_samples_with_gaps_are_named_and_fresh_ones_are_not():
     assert copied.verdict == "memorised" and copied.exact >= 140
 
 
+def test_samples_without_a_common_number_are_no_sign_of_anything():
+    x, made = with_gaps(LAW.sample(450, seed=3), 1, 0.2), LAW.sample(150, seed=9)
+    x[:, 0], made[:10, 1:] = torch.nan, torch.nan
+    assert any("count as ties: 10" in note for note in judged(made, x).notes)
+    made[:, 1:] = torch.nan
+    with pytest.raises(sf.SfumatoError, match="no value in common"):
+        judged(made, x)
+
+
 def test_many_blocks_are_one(monkeypatch):
     x, queries = LAW.sample(300, seed=1), LAW.sample(20, seed=2)
     whole = nearest(queries, x, torch.arange(300), Space(None, None))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import sfumato as sf
 from consoles import Heard
-from sfumato import nets, noise
+from sfumato import nets, noise, serialization
 from sfumato.diagnostics import summary
 from sfumato.diagnostics.triples import Triples
 from sfumato.folder import read
@@ -176,3 +177,10 @@ def test_an_autoencoder_is_not_sampled(tmp_path):
     facts = json.loads((run.path / "report.json").read_text())
     assert "model.encode(x)" in facts["next"][0] and facts["next"][1:] == [f"sfumato info {run.path}"]
     assert "sf.sample" not in (run.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_after_pairs_a_translation_is_proposed(whole):
+    model, settings = serialization.read_contract(whole.path), whole.config.to_dict()
+    for sources, given in (("photos/", "photos/"), ("a b.npy", "'a b.npy'"), ("x.npz", "INPUT")):
+        first, *_ = summary.commands(Path("runs/p"), model, {**settings, "sources": sources}, done=True)
+        assert first == f"sfumato translate runs/p {given}"

@@ -11,6 +11,7 @@ import sfumato as sf
 from map_cases import LAW, ExactMap, batch
 from sfumato.conditions import Conditions
 from sfumato.distributed import ALONE
+from sfumato.errors import SfumatoError
 from sfumato.flow_map import FlowMap
 from sfumato.objectives.flow_maps import Semigroup
 from sfumato.objectives.path_distillation import PathDistillation, pseudo_huber
@@ -117,3 +118,9 @@ def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
     parts = sf.resume(tmp_path / "parts", steps=6, console=Silent())
     ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, parts))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("huber", [-1.0, 1e-300, 1e20, float("inf"), float("nan")])
+def test_a_threshold_at_which_nothing_is_learned_is_refused(huber: float) -> None:
+    with pytest.raises(SfumatoError, match="from 1e-6 to 1e6"):
+        PathDistillation(LAW.denoiser(sf.Gaussian("flow")), huber=huber)

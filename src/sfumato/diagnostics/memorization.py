@@ -279,6 +279,12 @@ def compare(
     near = nearest(made, source.x, bank, space, *((keys[asked], keys[bank]) if told else ()))
     own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
     away, own_away = (nearest(each, other.x, held, space).first for each in (made, real))
+    if apart := int((near.first.isinf() & away.isinf()).sum()):
+        if apart == len(near.first):
+            raise SfumatoError(
+                "The samples have no value in common with any real one, so nothing tells how near they are."
+            )
+        notes.append(f"Samples that have no value in common with any real one count as ties: {apart:,}.")
     scores, twin_scores = _score(near.first, away), _score(own.first, own_away)
     usable = own.first.isfinite()  # without other groups there are no neighbours
     if not bool(usable.any()):

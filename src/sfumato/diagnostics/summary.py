@@ -272,12 +272,19 @@ def commands(
     raw = " --weights raw" if best_weights(found) == "raw" and model.get("raw", True) and not staged else ""
     flags = "" if settings.get("unclip") else examples.flags(model["spec"], settings["guidance"])
     lines = [f"sfumato sample {where} -n {number}{flags}{raw} -o {out}{own}"]
+    if source := settings.get("sources"):
+        lines = [f"sfumato translate {where} {_input(str(source))}{raw}{own}"]
     if (found.get("quarter") or {}).get("trend") == "improving":
         name = "steps" if settings["steps"] else "minutes"
         lines.append(f"sfumato resume {where} --{name} {settings[name] * 2:.12g}{own}")
     gaps = model["spec"].get("lengths") and any(model["spec"]["missing"])  # steps missing within sequences
     copies = [] if kind == "text" or gaps else [f"sfumato memorization {where}{own}"]
     return [*lines, *copies, f"sfumato info {where}"]
+
+
+def _input(sources: str) -> str:
+    """What `translate` is given: the sources of training, if it reads them."""
+    return shlex.quote(sources) if Path(sources).suffix in ("", ".npy") else "INPUT"
 
 
 def best_weights(holdout: Facts) -> str | None:

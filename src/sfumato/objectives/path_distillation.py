@@ -51,8 +51,11 @@ class PathDistillation(MapLoss):
         super().__init__(teacher, diagonal=0.0, calls=calls, seed=seed)
         self.count, self.steps = whole("paths", paths, least=1), whole("steps", steps, least=1)
         self.free, self.huber = 0.25, float(huber)
-        if not self.huber >= 0:
-            raise SfumatoError(f"huber is the error from which the loss grows linearly, at least 0, not {huber!r:.60}.")
+        if self.huber and not 1e-6 <= self.huber <= 1e6:
+            raise SfumatoError(
+                "huber is the error from which the loss grows linearly, 0 for never or from 1e-6 to 1e6, not "
+                f"{huber!r:.60}."
+            )
         self._kept: dict[str, Tensor] = {}  # "w" (paths, K + 1, ...), "known" (paths,), conditions and their presence
 
     def suits(self, model: Any) -> None:

@@ -29,6 +29,9 @@ class Marginals(Hook):
         afford = int(3 * _SHARE * session.total / usual_steps(best))
         half = 1 << min(DRAWS, afford).bit_length() - 2 if afford >= 2 * LEAST else 0  # of Sobol's, powers of two
         if half < LEAST:
+            session.console.note(
+                "The marginals were not calibrated: the run was too short for its draws (sf.calibrate)."
+            )
             return
         with session.state.spending("calibration"), evaluating(best):
             drawn = [draws(best, half, session.config.seed + i, session.world) for i in range(2)]
