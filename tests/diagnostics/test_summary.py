@@ -180,7 +180,8 @@ def test_an_autoencoder_is_not_sampled(tmp_path):
 
 
 def test_after_pairs_a_translation_is_proposed(whole):
-    model, settings = serialization.read_contract(whole.path), whole.config.to_dict()
+    run, *_ = whole
+    model, settings = serialization.read_contract(run.path), run.config.to_dict()
     for sources, given in (("photos/", "photos/"), ("a b.npy", "'a b.npy'"), ("x.npz", "INPUT")):
         first, *_ = summary.commands(Path("runs/p"), model, {**settings, "sources": sources}, done=True)
         assert first == f"sfumato translate runs/p {given}"
