@@ -107,8 +107,8 @@ class Staged(ABC):
         return 0.0
 
     def unfinished(self, z: Tensor, noise: Noise) -> dict[str, Any]:
-        """What `last` is told of states z (B, ..) of the stage before it at the time `stop`."""
-        raise NotImplementedError
+        """What `last` is told of states z (B, ..) of the stage before it at the time `stop`: at 0, of samples."""
+        return self.conditions(z, noise, normalised=True)
 
     @property
     def stages(self) -> tuple[Any, ...]:

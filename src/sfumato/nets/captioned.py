@@ -135,8 +135,27 @@ class _Given(nn.Module):
         return value[:, 0], tokens, (tokens != 0).any(2)
 
 
+class InFront(nn.Module):
+    """What reads conditions in front of a network `net`, whose shape, outputs and conditions it has."""
+
+    net: nn.Module
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.net.shape  # type: ignore[return-value]
+
+    @property
+    def outputs(self) -> int:
+        return getattr(self.net, "outputs", 1)
+
+    @property
+    def given(self) -> Described:
+        """The conditions of the network behind."""
+        return getattr(self.net, "given", {})
+
+
 @register("network", "Captioned")
-class Captioned(nn.Module):
+class Captioned(InFront):
     """net(x, noise_level, label, caption=..) -> y: the network `net`, called with its captions read.
 
     Args: `net`, a network that hears the conditions `behind(conditions)`; `conditions`, name -> description of the
@@ -168,19 +187,6 @@ class Captioned(nn.Module):
             if self.painted:
                 args["painted"] = list(self.painted)
             self.config = {"name": "Captioned", "args": args}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.net.shape  # type: ignore[return-value]
-
-    @property
-    def outputs(self) -> int:
-        return getattr(self.net, "outputs", 1)
-
-    @property
-    def given(self) -> Described:
-        """The conditions of the network behind."""
-        return getattr(self.net, "given", {})
 
     def forward(
         self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None,

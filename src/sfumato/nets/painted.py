@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SfumatoError
 from ..registry import register
 from ..trees import tree
-from .captioned import canvas, painter
+from .captioned import InFront, canvas, painter
 from .conditions import Described, presence
 
 
@@ -28,7 +28,7 @@ def with_canvas(
 
 
 @register("network", "Painted")
-class Painted(nn.Module):
+class Painted(InFront):
     """net(x, noise_level, label, v=..) -> y: the network `net`, told the vector v (B, d) and a canvas NAME_canvas.
 
         canvas = W_2 gelu(W_1 v),   (B, C, *spatial), channels beside x; zeros where v is absent
@@ -44,19 +44,6 @@ class Painted(nn.Module):
         with suppress(SfumatoError):  # a network without a config leaves this one without a config too
             args = {"net": tree(net), "sizes": self.sizes, "painted": list(self.painted)}
             self.config = {"name": "Painted", "args": args}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.net.shape  # type: ignore[return-value]
-
-    @property
-    def outputs(self) -> int:
-        return getattr(self.net, "outputs", 1)
-
-    @property
-    def given(self) -> Described:
-        """The conditions of the network behind."""
-        return getattr(self.net, "given", {})
 
     def forward(
         self, x: Tensor, noise_level: Tensor, /, label: Tensor | None = None,
