@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,8 @@ _TENSORS = schema.mapping(
 )
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS)  # of systems that cannot flush this
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems without locks
-_DRAFT = f".*.{'[0-9a-f]' * 12}.tmp"  # the names of `atomic`: six digits of the process, six at random
+_DRAFT = f".*.{'[0-9a-f]' * 12}*.tmp"  # the names of `atomic`, of 12 digits before and of 16 now
+_HOST = hashlib.blake2b(platform.node().encode(), digest_size=2).hexdigest()
 _LOOK_SECONDS = 0.05  # between two attempts at a lock
 
 
@@ -47,7 +49,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     final = Path(path)
     if final.exists() and not (final.is_file() or final.is_dir()):
         raise SfumatoError(f"{final} is a pipe or a device, where a file is written: give another name.")
-    temporary = final.parent / f".{final.name}.{os.getpid() & 0xFFFFFF:06x}{secrets.token_hex(3)}.tmp"
+    temporary = final.parent / f".{final.name}.{_HOST}{os.getpid() & 0xFFFFFF:06x}{secrets.token_hex(3)}.tmp"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
@@ -80,9 +82,10 @@ def sweep(folder: Path) -> None:
 
 
 def forsaken(folder: Path, name: str = "*") -> None:
-    """Delete the temporary files of `atomic` for a file of this name, or any in a folder, whose process has ended."""
-    for draft in folder.glob(_DRAFT):
-        wanted = name == "*" or draft.name[1:].rpartition(".tmp")[0].rpartition(".")[0] == name
+    """Delete the temporary files of `atomic` for a file of this name, or any in a folder, whose process, on this
+    machine, has ended; what another machine may be writing into a shared folder stays."""
+    for draft in folder.glob(f".*.{_HOST}{'[0-9a-f]' * 12}.tmp"):
+        wanted = name == "*" or draft.stem[1:].rpartition(".")[0] == name
         if wanted and not psutil.pid_exists(int(draft.stem[-12:-6], 16)):
             with suppress(OSError):
                 draft.unlink()
