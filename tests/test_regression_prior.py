@@ -77,6 +77,13 @@ def test_a_pair_is_trained_around_it_and_resumed_with_it(tmp_path) -> None:
         near = torch.cdist(e.float(), pair.embed(x)).argmin(1)
         assert float((torch.tensor(colour)[near] == c).float().mean()) > 0.9  # chance 1/3
     assert sf.sample(pair, 2, 3, tint=np.eye(3)[0]).dtype == torch.uint8
+    prior, before = run.path / "prior" / "model.safetensors", (run.path / "model.safetensors").read_bytes()
+    good = prior.read_bytes()
+    prior.write_bytes(b"x")
+    with pytest.raises(SfumatoError, match="not a model file"):  # before the pair is replaced
+        sf.resume(run.path, {"x": x, "tint": kinds}, steps=8, console=Silent())
+    assert (run.path / "model.safetensors").read_bytes() == before
+    prior.write_bytes(good)
     again = sf.resume(run.path, {"x": x, "tint": kinds}, steps=8, console=Silent())
     assert torch.equal(again.denoiser.prior.weights, pair.prior.weights)
     captions = [f"a {('red', 'green', 'blue')[c]} one" for c in colour]

@@ -284,6 +284,7 @@ def _resumed_unclip(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changed: bool, changes: dict[str, Any]
 ) -> Run:
     if folder.found(path):
+        serialization.load(path / PRIOR)  # until the end of what follows the run's file holds the decoder alone
         return _paired(path, single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes))
     chosen = from_yaml(str(path / "config.yaml")).replace(embedding=str(path / embeddings.EMBEDDING))
     rest = {name: value for name, value in chosen.to_dict().items() if name not in _OURS}
