@@ -1,7 +1,7 @@
 """Observe a network's modules: their tensors while they are made, their outputs while they run."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,3 +50,27 @@ def watched(net: nn.Module, look: Callable[[str, Any], None]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Seen(Exception):
+    """All outputs that were asked for are there."""
+
+
+def outputs(modules: Sequence[nn.Module], call: Callable[[], Any]) -> list[Any]:
+    """The outputs of these modules, in the order of their calls, in a call that ends with the last of them."""
+    found: list[Any] = []
+
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        found.append(out)
+        if len(found) == len(modules):
+            raise _Seen
+
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        call()
+    except _Seen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

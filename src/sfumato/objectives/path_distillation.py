@@ -10,21 +10,24 @@ The pseudo-Huber loss is e^2 for e << c, and 2 c |e| beyond, whose least is at a
 samples have one and the same value, such as the ground of a picture, a student that does not know has no grain.
 Sources: Luhman and Luhman 2021 (2101.02388), from stored pairs of noise and sample; here from all states between, too.
 Charbonnier et al. 1994, "Two deterministic half-quadratic regularization algorithms", the loss.
+Samples are cut at the bounds that the data declare, as the black and white of pictures, so that beyond them a path's
+end has no error: a network need not say black exactly, and nothing is left of what it says below it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato import flow_map, noise
 from sfumato.belief import broadcast
 from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, whole
 from sfumato.flow_map import FlowMap, angle, unit
+from sfumato.objectives.adversary import Adversary
 from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, moved, rate, square, step
 from sfumato.objectives.taught import Teacher
 from sfumato.registry import register
@@ -39,14 +42,15 @@ class PathDistillation(MapLoss):
     paths: how many are kept, in memory and in checkpoints; more of them are learned less by heart. steps: K, between
     which states are kept, of one call of the teacher each (the two-step Adams-Bashforth method in theta). calls: three
     of four pairs of states are a step of one of these numbers of equal calls, as far as they divide K; the others are
-    any two. huber: c; 0 is the square.
+    any two. huber: c; 0 is the square. adversary: the size of the gradient of an `Adversary` of the samples, of pictures
+    by a U-Net, in that of this error, in the mean over a batch; 0 for none. turns: its steps for each of the student's.
     """
 
     settings: ClassVar[dict[str, Any]] = {"lr": 2e-3}
 
     def __init__(
         self, teacher: Teacher | None = None, paths: int = 1024, steps: int = 12, calls: tuple[int, ...] = CALLS,
-        seed: int = 0, huber: float = 0.02,
+        seed: int = 0, huber: float = 0.02, adversary: float = 0.0, turns: int = 2,
     ) -> None:  # fmt: skip
         super().__init__(teacher, diagonal=0.0, calls=calls, seed=seed)
         self.count, self.steps = whole("paths", paths, least=1), whole("steps", steps, least=1)
@@ -56,12 +60,23 @@ class PathDistillation(MapLoss):
                 "huber is the error from which the loss grows linearly, 0 for never or from 1e-6 to 1e6, not "
                 f"{huber!r:.60}."
             )
+        self.turns, self.adversary = whole("turns", turns, least=1), float(adversary)
+        if not 0 <= self.adversary <= 100:
+            raise SfumatoError(
+                f"adversary is the share of the error's gradient, 0 for none or up to 100, not {adversary!r:.60}."
+            )
+        self.judge: Adversary | None = None
         self._kept: dict[str, Tensor] = {}  # "w" (paths, K + 1, ...), "known" (paths,), conditions and their presence
 
     def suits(self, model: Any) -> None:
         super().suits(model)
         if self.teacher is None:
             raise SfumatoError("The paths are a teacher's: pass teacher=.")
+        if self.adversary and self.judge is None:
+            self.judge = Adversary(self.teacher, self.seed)
+
+    def players(self) -> Iterable[nn.Parameter]:
+        return () if self.judge is None else self.judge.parameters()
 
     def losses(self, model: FlowMap, batch: Any) -> Tensor:
         if batch.world.size > 1:
@@ -76,8 +91,50 @@ class PathDistillation(MapLoss):
         theta, s_theta = (self._angle(model, at) for at in (k, end))
         t, s = (flow_map.time(model.process, each) for each in (theta, s_theta))
         z = first * broadcast(1 / _scale(model.process, t), first)
-        target = (last - first) / broadcast(theta - s_theta, first)
-        return pseudo_huber(model.mean(z, t, s, **cond.to(z.device)) - target, self.huber)
+        mean, distance = model.mean(z, t, s, **cond.to(z.device)), broadcast(theta - s_theta, first)
+        ours, theirs = (_inside(model, each, end == self.steps) for each in (first + distance * mean, last))
+        error = (ours - theirs) / distance
+        found = pseudo_huber(error, self.huber)
+        if self.judge is None or not mean.requires_grad:
+            return found
+        rows = self._last(batch.index)
+        return found + self._pull(model, found, mean, (ours[rows], theirs[rows]), batch.index[rows], cond.rows(rows))
+
+    def _pull(
+        self, model: FlowMap, found: Tensor, mean: Tensor, ends: tuple[Tensor, Tensor], index: Tensor, cond: Conditions
+    ) -> Tensor:  # fmt: skip
+        """0, whose gradient in the means is the adversary's, `adversary` times as large as that of the losses found.
+
+        ends: w of the student and the teacher at the ends of the paths of these numbers.
+        """
+        assert self.judge is not None
+        if not len(index):
+            return torch.zeros_like(found)
+        self.beside(mean)
+        x, theirs = (each * float(1 / _scale(model.process, torch.zeros(1))) for each in ends)
+        (own,) = torch.autograd.grad(found.sum(), mean, retain_graph=True)
+        pull = self.judge.pull(x, theirs, index, self.seed, cond.to(x.device))
+        (pull,) = torch.autograd.grad(x, mean, pull, retain_graph=True)
+        own = own[pull.flatten(1).any(1)]  # of the paths that end at data
+        part = (self.adversary * own.norm() / pull.norm().clamp_min(1e-30) * pull * mean).flatten(1).sum(1)
+        return part - part.detach()
+
+    def player_losses(self, model: FlowMap, batch: Any) -> Tensor:
+        """Those of the adversary, 0 of paths that do not end at data, (B,)."""
+        assert self.judge is not None
+        found, rows = torch.zeros(len(batch.x), device=batch.x.device), self._last(batch.index)
+        if not len(rows):
+            return found + 0 * sum(each.sum() for each in self.players())
+        losses = self.judge.losses(batch.index[rows])
+        return found.index_copy(0, rows.to(found.device), losses.to(found))
+
+    def observe(self, batch: Any, losses: Tensor) -> None:
+        if self.judge is not None:
+            self.judge.forget()
+
+    def _last(self, index: Tensor) -> Tensor:
+        """The places of the samples of the run whose paths end at data."""
+        return torch.nonzero(self._ends(index)[1] == self.steps)[:, 0]
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
         """Of a path that is not kept, which the teacher walks in K steps of Heun: the error of direct distillation."""
@@ -134,10 +191,22 @@ class PathDistillation(MapLoss):
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self._kept)
+        return {**self._kept, **self.state_dict()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self._kept = {name: value.clone() for name, value in tensors.items()}
+        own = self.state_dict()
+        self.load_state_dict({name: tensors[name] for name in own})
+        self._kept = {name: value.clone() for name, value in tensors.items() if name not in own}
+
+
+def _inside(model: FlowMap, w: Tensor, ends: Tensor) -> Tensor:
+    """w (B, ...), of paths that end at data cut where samples are, at the bounds that the data declare."""
+    spec = getattr(model, "spec", None)
+    if getattr(spec, "bounds", None) is None:
+        return w
+    scale = _scale(model.process, torch.zeros(1, dtype=torch.float64))
+    low, high = (spec.normalise(torch.full((1, *w.shape[1:]), bound)).to(w) * float(scale) for bound in spec.bounds)
+    return torch.where(broadcast(ends, w).bool(), w.clamp(low, high), w)
 
 
 def pseudo_huber(error: Tensor, c: float) -> Tensor:

@@ -1,0 +1,113 @@
+"""An adversary that compares a student's samples with its teacher's, in features of the teacher's network.
+
+    player    softplus(D(x) - D(x*))          in the heads D
+    student   softplus(D(x*) - D(x))          in x
+
+x and x* are the ends of one path, the student's and the teacher's, under the same noise of a level m; D is the sum of
+small heads on what each stage of the teacher's encoder says of them. Content and noise are alike in such a pair, so
+that what the heads learn is what a mean square does not weigh: edges and textures that a student has smoothed away.
+Sources: Sauer et al. 2024 (2403.12015), features of the teacher; Jolicoeur-Martineau 2018 (1807.00734), pairs; Kang et
+al. 2024 (2405.05967), an adversary beside a regression; Esser et al. 2021 (2012.09841), Eq. 7, its weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import flow_map, noise
+from sfumato.conditions import Conditions, declared
+from sfumato.errors import SfumatoError
+from sfumato.flow_map import innermost
+from sfumato.nets import UNet
+from sfumato.nets.growth import core
+from sfumato.nets.watching import outputs
+from sfumato.noise import Noise, seeded
+from sfumato.state import numbers_like
+
+_LEVELS = (0.02, 0.32)  # of the noise, in shares of the largest angle
+_WIDTH = 64
+_FINE = 14  # a head halves finer grids twice
+
+
+class Head(nn.Module):
+    """(B, C, H, W) -> (B,), 0 at first: two convolutions of h / scale, and the mean over places.
+
+    scale (C, 1, 1): the root mean square of each channel, in the first features that it sees.
+    """
+
+    scale: Tensor
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.zeros(channels, 1, 1))
+        self.first = nn.Conv2d(channels, _WIDTH, 3, stride=2 if side > _FINE else 1, padding=1)
+        self.second, self.norm = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1), nn.GroupNorm(8, _WIDTH)
+        self.last = nn.Conv2d(_WIDTH, 1, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not bool(self.scale.any()):
+            self.scale.copy_(h.detach().square().mean((0, 2, 3)).sqrt().add(1e-6)[:, None, None])
+        h = nn.functional.silu(self.first(h / self.scale))
+        found: Tensor = self.last(nn.functional.silu(self.norm(self.second(h)))).flatten(1).mean(1)
+        return found
+
+
+class Adversary(nn.Module):
+    """The heads D on the encoder of a teacher of pictures, a U-Net, which is not trained."""
+
+    def __init__(self, teacher: Any, seed: int) -> None:
+        super().__init__()
+        model = innermost(teacher)
+        net: Any = core(model.net)
+        if not isinstance(net, UNet) or len(net.shape) != 3:
+            raise SfumatoError(
+                "An adversary reads the encoder of a U-Net of pictures, and the teacher's network is "
+                f"{type(model.net).__name__}: leave adversary= out."
+            )
+        self._model, self._stages = (model,), [stage for level in net.encoder for stage in level]
+        sizes = [(stage.block.outputs, max(net.grids[i])) for i, level in enumerate(net.encoder) for stage in level]
+        with seeded(seed):
+            self.heads = nn.ModuleList(Head(channels, side) for channels, side in sizes)
+        self._made: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}  # features of both samples of a step
+
+    def pull(self, x: Tensor, theirs: Tensor, index: Tensor, seed: int, cond: Conditions) -> Tensor:
+        """The gradient in x of the student's part, summed over the samples of these numbers, like x."""
+        x = x.detach().requires_grad_()
+        told = {name: cond.given(name) for name in cond if name in (declared(self._model[0]) or {})}
+        draws = Noise(seed, index, noise.PROBE)
+        u = noise.uniform(seed, index, (), noise.PROBE, 1, dtype=torch.float64)
+        eps = numbers_like(draws, x)
+        mine = self.features(x, u, eps, told)
+        with torch.no_grad():
+            true = self.features(theirs, u, eps, told)
+            judged = self.judge(true)
+        loss = nn.functional.softplus(judged - self.judge(mine)).sum()
+        self._made[tuple(index.tolist())] = [each.detach() for each in mine], true
+        (found,) = torch.autograd.grad(loss, x)
+        return found
+
+    def losses(self, index: Tensor) -> Tensor:
+        """The player's losses of the samples of these numbers, of which `pull` was asked before, (B,)."""
+        mine, true = self._made[tuple(index.tolist())]
+        return nn.functional.softplus(self.judge(mine) - self.judge(true))
+
+    def forget(self) -> None:
+        self._made.clear()
+
+    def judge(self, features: list[Tensor]) -> Tensor:
+        """D, (B,)."""
+        parts = [head(each) for head, each in zip(self.heads, features, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def features(self, x: Tensor, u: Tensor, eps: Tensor, cond: dict[str, Any]) -> list[Tensor]:
+        """What each stage of the teacher's encoder says of x under the noise eps of the levels u, from 0 to 1."""
+        model = self._model[0]
+        low, high = _LEVELS
+        theta = flow_map.angle(model.process, 1.0) * (low + (high - low) * u)
+        m = flow_map.time(model.process, theta)
+        return outputs(self._stages, lambda: model(model.process.corrupt(x, m, eps), m, **cond))
