@@ -15,9 +15,12 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sfumato import folder, nets, registry, serialization
 from sfumato.autoencoder import Codec
@@ -28,7 +31,8 @@ from sfumato.embedder import Embedder
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.machine import device_of
-from sfumato.training import embeddings
+from sfumato.progress import reporting_to
+from sfumato.training import embeddings, teacher_samples
 from sfumato.training import run as single
 from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_yaml
@@ -345,6 +349,23 @@ def student(path: Path, stages: list[dict[str, Any]], data: Any, labels: Any, ho
     return _student(path, data, labels, (), how, {})
 
 
+def complete(path: Path, loss: str, device: str, console: Console | None) -> None:
+    """Draw the samples of the teacher of a loss that a run folder asks for and lacks."""
+    console = console or Console()
+    with joined(device_of(device)) as world:
+        if not world.broadcast_result(lambda: teacher_samples.awaited(path)):
+            return
+        teacher = registry.make("loss", loss).beside(torch.empty(0, device=world.device))
+        count, note = (console.count, console.note) if world.leads else (None, lambda line: None)
+        with folder.held(path) if world.leads else nullcontext(), reporting_to(count):
+            try:
+                teacher_samples.draw(path, teacher, world, note)
+            except KeyboardInterrupt:
+                message = f"Stopped while samples of the teacher were drawn. To resume: sfumato resume {path}"
+                note(message)
+                raise Interrupted(message) from None
+
+
 def _is_student(path: Path, data: Any) -> bool:
     """Whether a run without a checkpoint is that of a student, all of whose settings are written down."""
     if not (path / "config.yaml").exists():
@@ -361,8 +382,9 @@ def _written_down(place: Path, chosen: TrainConfig) -> None:
 def _student(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changes: dict[str, Any]
 ) -> Run:  # fmt: skip
-    """Train what is not yet trained of a student in one stage or two."""
-    place, usual = path / FIRST, TrainConfig()
+    """Draw what is not yet drawn of the samples of its teacher, and train what is not yet trained of a student."""
+    place, usual, chosen = path / FIRST, TrainConfig(), from_yaml(str(path / "config.yaml"))
+    complete(path, chosen.loss, chosen.device, how["console"])
 
     def new(place: Path, changes: dict[str, Any]) -> Run:
         chosen = from_yaml(str(place / "config.yaml"))
