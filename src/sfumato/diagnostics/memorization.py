@@ -276,15 +276,17 @@ def compare(
         )
     keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
     made, real = space(generated), space(source.x[twins])
-    near = nearest(made, source.x, bank, space, *((keys[asked], keys[bank]) if told else ()))
-    own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
-    away, own_away = (nearest(each, other.x, held, space).first for each in (made, real))
-    if apart := int((near.first.isinf() & away.isinf()).sum()):
-        if apart == len(near.first):
+    both, parts = torch.cat((made, real)), (len(made), len(real))  # what a bank is in the space may cost a network
+    apart = torch.cat((keys[asked] if told else torch.full((len(made),), -1), keys[twins]))
+    found = nearest(both, source.x, bank, space, apart, keys[bank])
+    near, own = (Near(*each) for each in zip(*(each.split(parts) for each in found), strict=True))
+    away, own_away = nearest(both, other.x, held, space).first.split(parts)
+    if strange := int((near.first.isinf() & away.isinf()).sum()):
+        if strange == len(near.first):
             raise SfumatoError(
                 "The samples have no value in common with any real one, so nothing tells how near they are."
             )
-        notes.append(f"Samples that have no value in common with any real one count as ties: {apart:,}.")
+        notes.append(f"Samples that have no value in common with any real one count as ties: {strange:,}.")
     scores, twin_scores = _score(near.first, away), _score(own.first, own_away)
     usable = own.first.isfinite()  # without other groups there are no neighbours
     if not bool(usable.any()):
