@@ -195,6 +195,7 @@ def test_many_blocks_are_one(monkeypatch):
     x, queries = LAW.sample(300, seed=1), LAW.sample(20, seed=2)
     whole = nearest(queries, x, torch.arange(300), Space(None, None))
     monkeypatch.setattr("sfumato.diagnostics.nearest._BLOCK", 7 * 6)
+    monkeypatch.setattr("sfumato.diagnostics.nearest._MOST", 7 * 6)
     parts = nearest(queries, x, torch.arange(300), Space(None, None))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, parts, strict=True))
 

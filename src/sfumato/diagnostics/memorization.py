@@ -275,12 +275,10 @@ def compare(
             "--holdout)."
         )
     keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
-    made, real = space(generated), space(source.x[twins])
-    both, parts = torch.cat((made, real)), (len(made), len(real))  # what a bank is in the space may cost a network
-    apart = torch.cat((keys[asked] if told else torch.full((len(made),), -1), keys[twins]))
-    found = nearest(both, source.x, bank, space, apart, keys[bank])
-    near, own = (Near(*each) for each in zip(*(each.split(parts) for each in found), strict=True))
-    away, own_away = nearest(both, other.x, held, space).first.split(parts)
+    count, both = len(generated), torch.cat((space(generated), space(source.x[twins])))
+    apart = torch.cat((keys[asked] if told else torch.full((count,), -1), keys[twins]))
+    near, own = _parted(nearest(both, source.x, bank, space, apart, keys[bank]), count)
+    (away, *_), (own_away, *_) = _parted(nearest(both, other.x, held, space), count)
     if strange := int((near.first.isinf() & away.isinf()).sum()):
         if strange == len(near.first):
             raise SfumatoError(
@@ -309,6 +307,11 @@ def compare(
         space="features" if space.features is not None else "standard deviations of each channel",
         notes=tuple(notes), shown=(generated.cpu()[order], source.x[near.row[order]]),
     )  # fmt: skip
+
+
+def _parted(found: Near, count: int) -> tuple[Near, Near]:
+    """The neighbours of samples, and those of twins, which are looked for together: a row may cost a network."""
+    return Near(*(each[:count] for each in found)), Near(*(each[count:] for each in found))
 
 
 def pairs_picture(found: Memorization, spec: Any) -> Any:

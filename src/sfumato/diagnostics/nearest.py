@@ -17,7 +17,8 @@ from sfumato.errors import SfumatoError
 from sfumato.progress import counting
 
 _SAME = 1e-13  # relative to |q|^2 + |x|^2: below this, two float32 samples are equal
-_BLOCK = 1 << 24  # most numbers in memory, of the bank and of distances
+_BLOCK = 1 << 20  # numbers at once, of the bank and of distances, as a cache holds
+_ROWS, _MOST = 64, 16 * _BLOCK  # of large rows these at least, up to so many numbers
 Features = Callable[[Tensor], Tensor]
 
 
@@ -69,9 +70,9 @@ def nearest(
     keys: int64, one for each of `rows`; apart (Q,): the key of rows that are excluded for a query (-1: none).
     """
     best = torch.full((len(queries), 2), torch.inf, dtype=queries.dtype, device=queries.device)
-    found = torch.zeros_like(best, dtype=torch.int64)
+    found, wide = torch.zeros_like(best, dtype=torch.int64), max(1, *queries.shape)
     with counting("Looking for copies, samples", len(rows)) as count:
-        for part in torch.arange(len(rows)).split(max(1, _BLOCK // max(1, *queries.shape))):
+        for part in torch.arange(len(rows)).split(max(1, min(_ROWS, _MOST // wide), _BLOCK // wide)):
             square = _squares(queries, space(x[rows[part]]))
             if apart is not None and keys is not None:
                 square[apart[:, None].to(square.device) == keys[part].to(square.device)] = torch.inf
