@@ -27,6 +27,7 @@ from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.machine import device_of
 from sfumato.training import teacher_samples
+from sfumato.training.console import Console
 from sfumato.training.forecast import forecast
 from sfumato.training.stages import complete
 
@@ -76,7 +77,7 @@ def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: 
         if not options.data:
             voice.note(f"Drawing {asked['samples']} samples of the teacher.")
             start = time.monotonic()
-            complete(path, stages[-1]["loss"], options.device, console(voice))
+            complete(path, stages[-1]["loss"], options.device, Console())
             each = (time.monotonic() - start) / asked["samples"]
             wanted = teacher_samples.number(each, options.minutes) if wanted is None else wanted
             drawing = wanted * each

@@ -83,8 +83,8 @@ def draw(path: Path, teacher: Any, world: World = ALONE, note: Callable[[str], N
         start = time.monotonic()
         made[0] = some(torch.arange(size))
         seconds = world.broadcast((time.monotonic() - start) / size)
-        asked["number"] = number(seconds, asked["minutes"], size)
-        note(_said(asked["number"], seconds))
+        asked |= {"number": (count := number(seconds, asked["minutes"], size))}
+        note(_said(count, seconds))
     if asked["part"] is None:
         world.broadcast_result(lambda: _write(path / ASKED, {**asked, "part": size}))
     with counting("Drawing samples of the teacher", asked["number"]) as drawn:
@@ -158,8 +158,9 @@ def _parts(file: Path) -> list[Path]:
 
 def _write(path: Path, made: dict[str, Any]) -> None:
     if path.suffix == ".npz":
+        columns: dict[str, Any] = {name: np.asarray(each) for name, each in made.items()}
         with atomic(path) as draft, draft.open("wb") as file:
-            np.savez(file, **{name: np.asarray(each) for name, each in made.items()})
+            np.savez(file, **columns)
         return
     rows = [{"text": each} for each in made["text"]] if path.suffix == ".jsonl" else [made]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
