@@ -231,8 +231,10 @@ def test_one_command_trains_all_stages_and_goes_on_with_the_one_that_was_stopped
         sf.train("digits", out, cascade=(4, 8), console=(heard := Heard(3)), **how)
     assert heard.said[-1] == f"All stages: sfumato resume {out}"
     assert (out / "size_4").is_dir() and not (out / "model.safetensors").exists()
-    with pytest.raises(Interrupted):
-        sf.resume(out, console=Heard(5))
+    for stop in (5, 3):  # of the first stage, and of the second
+        with pytest.raises(Interrupted):
+            sf.resume(out, console=Heard(stop))
+    assert sf.sample(sf.load(out), 2, 4, label="3", stages=True)[0].shape == (2, 1, 4, 4)  # what is there so far
     run = sf.resume(out, console=Silent())
     assert isinstance(run.denoiser, sf.Cascade) and run.metrics[-1]["step"] == 6
     small, large = sf.sample(sf.load(out), 2, 4, label="3", stages=True)

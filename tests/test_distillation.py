@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> sf.Denoiser:
 SHORT = {"samples": 64, "sample_every": 0, "console": Silent()}
 
 
-def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object) -> None:
+def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) -> None:
     path = sf.save(teacher, f"{tmp_path}/teacher.safetensors")
     run = sf.distill(path, f"{tmp_path}/student", steps=200, guidance=1.5, **{**SHORT, "samples": 512})
     student = run.denoiser
@@ -51,6 +52,7 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object) -> None:
     assert rungs[1, "student"] < 0.5 * rungs[1, "default"]
     again = [Rung(**rung) for rung in kept["rungs"] if rung["calls"] == 4]
     assert again == ladder(student, sf.guide(teacher, 1.5), (4,)) and kept["advice"].startswith("The student")
+    assert max(each.done for each in told if "fine solution" in each.what) == 127  # 64 steps of Heun, the last of Euler
     page = (run.path / "report.html").read_text()
     assert "Quality by the number of calls" in page and f"{rungs[1, 'student']:.3f}" in page
     assert "1, 2 or 4 calls" in " ".join(sf.serialization.describe(run.path))

@@ -238,6 +238,8 @@ def test_a_run_goes_on_with_the_stage_that_was_stopped(stage, whole, tmp_path) -
 
     with pytest.raises(Interrupted, match=str(out)):
         sf.train(pictures(), out, unclip=True, console=Stops(), **HOW)
+    if stage == "decoder":  # what is there so far is a pair, too
+        assert sf.sample(sf.load(out), 2, 2, caption="a red one").shape == (2, 3, 8, 8)
     moved = out.rename(tmp_path / "elsewhere")
     run = sf.resume(moved, pictures(), console=Silent())
     assert same(run.denoiser.decoder, whole.denoiser.decoder)

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from sfumato import folder, noise, serialization
+from sfumato import folder, serialization
 from sfumato.conditions import Text, declared
-from sfumato.data.text import END
-from sfumato.distributed import ALONE, World, joined
-from sfumato.errors import SfumatoError, suggest, whole
-from sfumato.files import atomic, write_text
+from sfumato.distributed import World, joined
+from sfumato.errors import SfumatoError, suggest
 from sfumato.flow_map import innermost
-from sfumato.guidance import SCALE, Guided, GuidedByCondition, Scale, is_range
+from sfumato.guidance import Guided, GuidedByCondition, Scale, is_range
 from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
 from sfumato.objectives.taught import TaughtLoss
 from sfumato.process import Masked
-from sfumato.progress import counting, reporting_to
 from sfumato.registry import Named, make, register
-from sfumato.sampling import BATCH, sample
-from sfumato.text_samples import sample_text
-from sfumato.training import Run, train
+from sfumato.training import Run, teacher_samples, train
 from sfumato.training.console import Console
 from sfumato.training.ladder import advice as advice
-from sfumato.training.ladder import in_turn
 from sfumato.training.ladder import ladder as ladder
 from sfumato.training.session import Session
-from sfumato.training.stages import student
+from sfumato.training.stages import complete, student
 
 AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
 OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
@@ -42,11 +32,9 @@ THEN = "path-distillation"  # for pictures of at most _KEPT numbers, as paths ar
 _KEPT = 4096
 _PATHS = (256, 100, 1024)  # paths that are kept: at least, in each minute of a budget, and at most
 FIRST = 0.4  # of the budget, for the first of two stages
-DRAWN = 4096  # samples of the teacher, where no data are given
-TEACHER, SAMPLES, TEXTS = "teacher.safetensors", "teacher_samples.npz", "teacher_samples.jsonl"  # in a run folder
+TEACHER = "teacher.safetensors"  # in a run folder
 _KNOWN = 16  # digits of a hash
 _WORDS = (str, int, float, tuple, list, dict, type(None))  # settings that a file holds
-_INSTEAD = "pass the training data, data= (--data)"
 
 
 @default_cpu()
@@ -59,7 +47,7 @@ def distill(
     calls: Sequence[int] = (1, 2, 4),
     guidance: Scale | tuple[float, float] | None = None,
     interval: tuple[float, float] | None = None,
-    samples: int = DRAWN,
+    samples: int | None = None,
     console: Console | None = None,
     on_start: Callable[[Session], None] | None = None,
     **settings: Any,
@@ -68,7 +56,8 @@ def distill(
 
     teacher: a denoiser of real numbers, its file or its run; or one of masked symbols, whose student is a denoiser that
     says in one call what it says in several (`objectives.symbol_distillation`), and has no ladder. data: its training
-    data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough.
+    data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough: 4,096,
+    or of a run in minutes as many as take a fifth of these (`teacher_samples.number`), which count beside them.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
     on from where the first has led in FIRST of the budget; "auto" is what comes nearest to the teacher in equal time,
     AUTO, or of pictures OF_PICTURES, and of small ones THEN. init: a student, file or run, that is trained further, in
@@ -86,10 +75,10 @@ def distill(
         name = Path(teacher).stem if Path(teacher).is_file() else Path(teacher).name
     with joined(device_of(settings.get("device", "auto"))) as world:
         path = world.broadcast_result(lambda: _made(out, f"{name}-distilled"))
-        with reporting_to((console or Console()).count if world.leads else None):
-            stages, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
+        stages, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
     how: dict[str, Any] = {"console": console, "on_start": on_start}
     if not all(isinstance(each, _WORDS) for settings in stages for each in settings.values()):
+        complete(path, stages[-1]["loss"], settings.get("device", "auto"), console)
         return train(given, path, labels, **how, **stages[0])  # of objects, which no file keeps
     return student(path, stages, given, labels, how)
 
@@ -108,11 +97,12 @@ def in_words(
     calls: Sequence[int],
     guidance: Scale | tuple[float, float] | None,
     interval: tuple[float, float] | None,
-    samples: int,
+    samples: int | None,
     settings: dict[str, Any],
     world: World,
 ) -> tuple[list[dict[str, Any]], Any]:
-    """(the settings of each stage of the run in `path`, its data), with the teacher and its samples in files."""
+    """(the settings of each stage of the run in `path`, its data), with the teacher in a file; its samples are not yet
+    drawn."""
     if isinstance(teacher, str | os.PathLike):
         file = serialization.locate(teacher).absolute()
     else:
@@ -135,9 +125,8 @@ def in_words(
     if is_range(guidance) and data is not None:
         raise SfumatoError("Only a teacher's samples have scales of guidance: leave data out, or give one scale.")
     if data is None:
-        model = guided(model, guidance, interval)
-        data = path / (SAMPLES if getattr(model.spec, "text", None) is None else TEXTS)
-        _draw(model, whole("samples", samples, least=2), settings.get("seed", 0), data, world)
+        model, asked = guided(model, guidance, interval), {**settings, "samples": samples}
+        data = world.broadcast_result(lambda: teacher_samples.ask(path, model, words, asked))
     budgets = [settings] if len(losses) == 1 else [{**settings, **_budget(settings, i)} for i in range(2)]
     own = [_kind(Named("loss")[loss.partition("(")[0]]).settings for loss in losses]
     base = {"guidance": 1.0, "init": str(file)}
@@ -211,53 +200,3 @@ def _kind(loss: Any) -> Any:
 
 def _is_taught(loss: Any) -> bool:
     return isinstance(_kind(loss), type) and issubclass(_kind(loss), TaughtLoss)
-
-
-def drawn(
-    teacher: Any, count: int, seed: int, world: World = ALONE, instead: str = _INSTEAD
-) -> tuple[Any, list[str] | None]:  # fmt: skip
-    """(samples of a teacher in the user's units, their labels); each class is drawn equally often.
-
-    instead: what to do about other conditions, for the error.
-    """
-    x, cond = _drawn(teacher, count, seed, world, instead)
-    return x, cond.get("label")
-
-
-def _drawn(teacher: Any, count: int, seed: int, world: World, instead: str) -> tuple[Any, dict[str, Any]]:
-    """(samples, their conditions), with scales spread evenly over the range of the teacher's, where it hears any."""
-    cond: dict[str, Any] = in_turn(teacher, count)
-    other = next((name for name in declared(teacher) or {} if name != "label" and name not in cond), None)
-    if other is not None:
-        raise SfumatoError(f"The model has the condition {other!r}, whose values only data have: {instead}.")
-    if SCALE in cond:
-        (low,), (high,) = teacher.known.low, teacher.known.high
-        u = noise.spread(seed, torch.arange(count), noise.DATA)
-        cond[SCALE] = (low + (high - low) * u).tolist()
-    parts: list[Any] = []
-    with counting("Drawing samples of the teacher", count) as drawn:
-        for rows in torch.arange(count).split(BATCH * world.size):
-            told = {name: values[int(rows[0]) : int(rows[-1]) + 1] for name, values in cond.items()}
-            parts.append(sample(teacher, seed=seed, index=rows, cond=told, world=world))
-            drawn(len(rows))
-    if isinstance(parts[0], list):
-        return [each for part in parts for each in part], cond
-    return torch.cat(parts), cond
-
-
-def _draw(teacher: Any, count: int, seed: int, path: Path, world: World) -> None:
-    """Write samples of a teacher, their labels and their scales of guidance."""
-    if path.name == TEXTS:
-        documents = [each for one in sample_text(teacher, count, seed=seed) for each in one.split(END) if each]
-        lines = "".join(json.dumps({"text": each}) + "\n" for each in documents)
-        world.broadcast_result(lambda: write_text(path, lines))
-        return
-    x, cond = _drawn(teacher, count, seed, world, _INSTEAD)
-    columns: dict[str, Any] = {"x": np.asarray(x)}
-    columns |= {"y" if name == "label" else name: np.array(each) for name, each in cond.items()}
-    world.broadcast_result(lambda: _kept(path, columns))
-
-
-def _kept(path: Path, columns: dict[str, Any]) -> None:
-    with atomic(path) as draft, draft.open("wb") as file:
-        np.savez(file, **columns)

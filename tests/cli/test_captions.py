@@ -65,6 +65,25 @@ def test_captions_that_were_not_trained_are_said_or_retrieved(call, model):
     assert status == 0 and "captions of training" not in err
 
 
+def test_a_file_of_captions_that_is_not_there_is_no_caption(refused, call, model, workplace):
+    (workplace / "said.csv").write_text("a red boat\n")
+    for place, what in (
+        ("none.txt", "is not there"),
+        ("some/captions", "is not there"),
+        ("said.csv", "not a .txt file"),
+    ):
+        assert what in refused("sample", model, "--condition", f"caption={place}", *QUICK, "-n", 2)
+    status, _, err = call("sample", model, "--condition", "caption=red / green boats", *QUICK, "-n", 2, "-o", "a.npz")
+    assert status == 0, err
+
+
+def test_a_caption_like_no_other_is_said_to_be_drawn_as_it_is(call, model):
+    words = ("--caption", "zzz", "--caption", "red boats 0", "--retrieval", *QUICK, "-n", 2, "-o", "a.npz")
+    status, _, err = call("sample", model, *words)
+    assert status == 0 and "Drawn as they are, as no caption of training resembles them: 'zzz'." in err, err
+    assert "'red boats 0' as 'a red boat 0'" in err and drawn("a.npz")["caption"].tolist() == ["zzz", "a red boat 0"]
+
+
 def test_guidance_leads_away_from_a_negative_caption(call, model):
     asked = ("--caption", "a red boat", "-n", 2, *QUICK, "--guidance", 3)
     assert call("sample", model, *asked, "-o", "a.npz")[0] == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sfumato as sf
+from sfumato.training import teacher_samples
 
 
 def test_a_student_from_a_file(call, models, workplace):
@@ -66,3 +67,60 @@ def test_a_range_of_guidance_is_a_flag_of_samples(call, workplace):
 def test_mistakes_are_one_sentence(call, models, words, said):
     status, _, err = call("distill", models["points"], "--minutes", "0.02", *words)
     assert status == 2 and said in err, err
+
+
+def test_a_run_that_is_stopped_while_samples_are_drawn_goes_on_with_those_that_are_there(
+    call, models, workplace, monkeypatch
+):
+    real, written = teacher_samples._write, []
+
+    def stopping(path, made):
+        real(path, made)
+        written.append(path.name)
+        if written[-1].endswith("-00256.npz"):
+            raise KeyboardInterrupt
+
+    words = ("distill", models["points"], "--minutes", "0.02", "--samples", "600", "-o", "few")
+    with monkeypatch.context() as faulty:
+        faulty.setattr(teacher_samples, "_write", stopping)
+        status, _, err = call(*words)
+    assert status == 130 and err.count("To resume: sfumato resume few") == 1, err
+    for command in ("sample", "info", "evaluate", "likelihood"):
+        status, out, err = call(command, "few", *((models["points"],) if command == "likelihood" else ()))
+        assert "sfumato resume few" in out + err, (command, out, err)
+    part = workplace / "few" / "teacher_samples-00000.npz"
+    marked = np.load(part)["x"]
+    marked[0] = 101.5
+    np.savez(part, x=marked)
+    status, _, err = call("resume", "few")
+    assert status == 0, err
+    x = np.load(workplace / "few" / "teacher_samples.npz")["x"]
+    assert x.shape == (600, 2) and (x[0] == 101.5).all() and not part.exists()
+    assert np.allclose(x[1:], np.asarray(sf.sample(sf.load(models["points"]), 600))[1:], atol=1e-4)
+
+
+def test_samples_that_are_there_serve_the_same_request_alone(models, tmp_path, monkeypatch):
+    teacher, told = sf.load(models["points"]), {"samples": 300, "minutes": 1.0}
+    with monkeypatch.context() as faulty:
+        faulty.setattr(teacher_samples, "_join", lambda file: None)  # as if it were stopped here
+        teacher_samples.ask(tmp_path, teacher, "one", told)
+        teacher_samples.draw(tmp_path, teacher)
+    part = tmp_path / "teacher_samples-00256.npz"
+    np.savez(part, x=np.full((44, 2), 101.5))
+    file = teacher_samples.ask(tmp_path, teacher, "one", told)
+    assert teacher_samples.awaited(tmp_path)
+    teacher_samples.draw(tmp_path, teacher)
+    assert (np.load(file)["x"] == 101.5).all(1).sum() == 44 and not part.exists()
+    assert teacher_samples.ask(tmp_path, teacher, "one", told).exists() and not teacher_samples.awaited(tmp_path)
+    for words, more in (("two", {}), ("one", {"seed": 1}), ("one", {"samples": 30})):
+        file.touch()
+        assert not teacher_samples.ask(tmp_path, teacher, words, {**told, **more}).exists()
+
+
+def test_the_number_of_samples_follows_the_minutes(call, models, workplace, monkeypatch):
+    """A fifth of them, from 256 to 4,096."""
+    assert [teacher_samples.number(*each) for each in ((0.01, 1), (1, 1), (1e-6, 5), (0, 1))] == [1200, 256, 4096, 4096]
+    monkeypatch.setattr(teacher_samples, "SHARE", 1e-9)  # no machine draws a sample in that time
+    status, _, err = call("distill", models["points"], "--minutes", "0.02", "-o", "few")
+    assert status == 0 and err.count("The student learns from 256 samples of the teacher") == 1, err
+    assert len(np.load(workplace / "few" / "teacher_samples.npz")["x"]) == 256

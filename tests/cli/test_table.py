@@ -1,6 +1,7 @@
 """Tables from a file to a file of the same columns, by the command line."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,8 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         (["sample", run, "--given", "tree=elm", "-o", "x.csv"], "no level 'elm'"),
         (["sample", run, "--given", "tree=oak", "--given", "tree=elm", "-o", "x.csv"], "two values of 'tree'"),
         (["sample", run, "--given", "height=300", "-o", "x.csv"], "'height' ran from "),
+        (["sample", run, "--given", "height=nan", "-o", "x.csv"], "'height' holds numbers, and 'nan' is none"),
+        (["sample", run, "--given", "height=-inf", "-o", "x.csv"], "'height' holds numbers, and '-inf' is none"),
         (["sample", run, "--given", "seen=soon", "-o", "x.csv"], "'seen' holds dates, and 'soon' is none"),
         (["sample", run, "--given", "tree=", "-o", "x.csv"], "'tree' has no empty cells"),
         (["sample", run, "--condition", "tree=oak", "-o", "x.csv"], "is said by --given"),
@@ -161,7 +164,9 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         (["inspect", "texts.csv"], "--key text learns it as text"),
         (["explain-objective", run], "this model is of a product of several"),
     ):
-        status, out, err = call(*words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # NumPy's, of what is refused anyway
+            status, out, err = call(*words)
         assert status == 2 and said in err, (words, err)
 
 
@@ -175,6 +180,8 @@ def test_samples_without_the_map_of_marginals(call, refused, models, trees, tmp_
         assert status == 0 and json.loads(out)["manifest"].get("uncalibrated", False) == bool(more), err
         expected = frames.arrays(model.spec.table, _rows(sf.uncalibrated(model) if more else model, 30))
         assert csv.read_csv(tmp_path / "out.csv")["height"].to_pylist() == expected["height"].tolist()
+    status, _, err = call("sample", tmp_path / "run", "-n", "30", "-o", "out.csv", "--uncalibrated")
+    assert status == 0 and err.count("is not calibrated, so --uncalibrated changes nothing") == 1, err
     assert "--uncalibrated is for models of tables" in refused("sample", models["points"], "--uncalibrated")
 
 

@@ -33,6 +33,17 @@ def test_fresh_samples_of_the_exact_model_are_new():
     assert abs(found.copies - found.copies_real) < 0.03
 
 
+def test_each_row_goes_into_the_space_once_and_is_counted(told):
+    """Of codes and features the space is a network, which takes longer than all else."""
+    x, seen = LAW.sample(400, seed=3), []
+    source, train, rest = data.open(x), torch.arange(350), torch.arange(350, 400)
+    space = Space(None, lambda part: seen.append(len(part)) or part)
+    twins = choose(train, 100, 0)
+    compare(LAW.sample(100, seed=4), source, train, (source, rest), twins, space)
+    assert sum(seen) == 100 + len(twins.unique()) + 350 + 50
+    assert [each.done for each in told if each.what.startswith("Looking for copies") and each.over] == [350, 50]
+
+
 def test_intervals_hold_what_they_promise():
     """Over 100 sets and fresh samples of one law; the training set is 20 times the hold-out."""
     inside, near, alarms = 0, 0, 0
@@ -184,6 +195,7 @@ def test_many_blocks_are_one(monkeypatch):
     x, queries = LAW.sample(300, seed=1), LAW.sample(20, seed=2)
     whole = nearest(queries, x, torch.arange(300), Space(None, None))
     monkeypatch.setattr("sfumato.diagnostics.nearest._BLOCK", 7 * 6)
+    monkeypatch.setattr("sfumato.diagnostics.nearest._MOST", 7 * 6)
     parts = nearest(queries, x, torch.arange(300), Space(None, None))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(whole, parts, strict=True))
 

@@ -209,6 +209,13 @@ def test_a_model_of_text_is_measured_by_its_bits_and_its_texts():
         assert metric.protocol["calls"] == 20 and abs(metric.value - metric.floor.value) <= chance
 
 
+def test_names_of_metrics_may_have_commas_between():
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    told = ("mmd(bandwidth=2), energy", ["mmd(bandwidth=2)", "energy"])
+    one, other = (evaluate(x[:40], x[40:], metrics, 20, part="all") for metrics in told)
+    assert list(one) == list(other) == told[1] and one["energy"].value == other["energy"].value
+
+
 def test_what_is_usual_depends_on_the_data():
     tiny, tracks = pictures(40)[:, :, :2, :2], torch.randn(40, 2, 12, generator=torch.Generator().manual_seed(0))
     found = evaluate(tiny[:15], tiny)

@@ -11,13 +11,13 @@ import torch
 import sfumato as sf
 from bandits import policy
 from consoles import Heard
-from sfumato.distillation import drawn
 from sfumato.intervals import Interval
 from sfumato.reinforce import Preferences, Reward, RewardError, align, resume
 from sfumato.reinforce.alignment import FILE, doubts, frozen, of_weight, of_weights
 from sfumato.reinforce.losses import FlowPolicy, RewardWeighted
 from sfumato.training.console import Silent
 from sfumato.training.run import Interrupted
+from sfumato.training.teacher_samples import drawn
 
 QUIET = {"batch": 64, "lr": 4e-3, "sample_every": 0, "console": Silent()}
 

@@ -1,5 +1,6 @@
 """Runs and their folders: exact resume through the files, interruption, and what a user may get wrong."""
 
+import dataclasses
 import io
 import os
 import random
@@ -372,6 +373,23 @@ def test_a_bar_is_drawn_on_a_terminal_only(data, tmp_path, live):
     assert ("\r" in text) == live
     assert "step 12" in text and "100%" in text and "samples/s" in text and "nan" not in text
     assert "loss" in text and "valid" in text and "80 samples" in text
+
+
+def test_a_stage_does_not_show_the_validation_of_the_one_before(data, tmp_path):
+    console, heard = Console(Stream(False)), []
+
+    class Keeps(Silent):
+        def __call__(self, progress):
+            heard.append(progress)
+
+    sf.train(data, tmp_path / "run", console=Keeps(), **SETTINGS)
+    for progress in heard:
+        console(progress)
+    assert "valid" in console.stream.getvalue()
+    console.close()
+    before = len(console.stream.getvalue())
+    console(dataclasses.replace(heard[-1], validation=None))
+    assert "step 12" in console.stream.getvalue()[before:] and "valid" not in console.stream.getvalue()[before:]
 
 
 def test_classes_that_are_numbers_are_drawn(tmp_path):

@@ -20,6 +20,7 @@ from sfumato.files import first_line, require_plain
 from sfumato.model import Denoiser
 
 LABEL, SHOWN = "label", 8  # SHOWN: most captions in a note
+_FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".npy", ".npz")  # what a caption does not end in
 
 
 def spec_of(denoiser: Denoiser, where: Any) -> DataSpec:
@@ -33,6 +34,9 @@ def said(options: Any, known: Mapping[str, Condition], label: str | None = None)
     """Name -> value, as typed; --class sets the condition that holds classes, and --caption the one that is a text,
     whatever their names; several captions are lines of one value."""
     given: dict[str, str] = dict(options.condition)
+    for name, text in given.items():
+        if isinstance(condition := known.get(name), Text):
+            _require_captions(name, text, condition)
     if captions := getattr(options, "caption", None):
         name = _of_texts(known)
         if name in given:
@@ -112,6 +116,8 @@ def retrieved(options: Any, known: Mapping[str, Condition]) -> tuple[Any, list[s
             chosen[name] = "\n".join(near.get(text, text) for text in (each or "" for each in texts_of(value)))
             pairs = [f"{text!r} as {other!r}" for text, other in near.items()]
             notes += [f"Drawn as the nearest captions of training: {_few(pairs)}."] if pairs else []
+            alone = [repr(text) for text in condition.untrained(value) if text not in near]
+            notes += [f"Drawn as they are, as no caption of training resembles them: {_few(alone)}."] if alone else []
         elif untrained := condition.untrained(value):
             notes.append(
                 f"Not among the {len(condition.trained):,} captions of training: {_few(list(map(repr, untrained)))}; "
@@ -148,6 +154,17 @@ def _value(text: str, condition: Condition | None) -> Any:
         return lines[0] if len(lines) == 1 else lines
     single = not isinstance(condition, Label | Scalar) or "," not in text or _is_class(condition, text)
     return text if single else [part.strip() for part in text.split(",")]
+
+
+def _require_captions(name: str, text: str, known: Text) -> None:
+    """Raise SfumatoError for the place of a file, one word with a slash or an ending, where no file of captions is."""
+    path = Path(text).expanduser()
+    place = path.suffix.lower() in _FILES or ("/" in text and not any(map(str.isspace, text)))
+    if place and text not in known.trained and not (path.suffix.lower() in (".txt", ".npy") and path.is_file()):
+        what = "is not a .txt file" if path.is_file() else "is not there"
+        raise SfumatoError(
+            f"--condition {name}={text}: the file {what}: give a .txt file with a caption a line, or one by --caption"
+        )
 
 
 def _lines(path: Path) -> list[str]:

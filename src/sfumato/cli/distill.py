@@ -26,7 +26,10 @@ from sfumato.distributed import World
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.machine import device_of
+from sfumato.training import teacher_samples
+from sfumato.training.console import Console
 from sfumato.training.forecast import forecast
+from sfumato.training.stages import complete
 
 _FEW = 64  # samples of the teacher that a plan draws
 
@@ -66,17 +69,23 @@ def distill(options: Any, voice: Voice) -> None:
 def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: Voice) -> None:
     """The forecast of the run, in words or as JSON; nothing is kept. Of the samples of the teacher a few are drawn, and
     repeated."""
-    wanted, few = asked["samples"], min(asked["samples"], _FEW)
-    voice.note("Timing a few steps; nothing is kept." if options.data else f"Drawing {few} samples of the teacher, and "
-               "timing a few steps; nothing is kept.")  # fmt: skip
+    wanted, drawing = options.samples, 0.0
     with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
-        world, start = World(device=device_of(options.device)), time.monotonic()
-        asked = {**asked, "samples": few}
-        stages, data = in_words(Path(folder), options.model, options.data, settings=settings, world=world, **asked)
-        drawing = 0.0 if options.data else (time.monotonic() - start) * wanted / few
-        if drawing:
+        world, path = World(device=device_of(options.device)), Path(folder)
+        asked |= {"samples": _FEW if wanted is None else min(wanted, _FEW)}
+        stages, data = in_words(path, options.model, options.data, settings=settings, world=world, **asked)
+        if not options.data:
+            voice.note(f"Drawing {asked['samples']} samples of the teacher.")
+            start = time.monotonic()
+            complete(path, stages[-1]["loss"], options.device, Console())
+            each = (time.monotonic() - start) / asked["samples"]
+            wanted = teacher_samples.number(each, options.minutes) if wanted is None else wanted
+            drawing = wanted * each
             _repeated(data, wanted)
-        found = [forecast(data, options.out, options.labels, **words) for words in stages]
+        found = []
+        for words in stages:
+            voice.note(f"Timing a few steps of {words['loss'].partition('(')[0]}; nothing is kept.")
+            found.append(forecast(data, options.out, options.labels, **words))
     fits = {"fits": all(each.fits for each in found), "drawing": drawing}
     voice.emit({**found[-1].to_dict(), **fits, "before": [each.to_dict() for each in found[:-1]]})
     if drawing:

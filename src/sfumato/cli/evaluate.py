@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,11 @@ from sfumato.errors import SfumatoError, suggest
 from sfumato.machine import device_of
 from sfumato.metrics import Evaluator, Metric, Point, sweep
 from sfumato.metrics.drawing import FORMATS, calls, draw
-from sfumato.metrics.evaluation import SWEPT, is_model
+from sfumato.metrics.evaluation import SWEPT, is_model, named
 from sfumato.metrics.evaluation import opened as judged
 from sfumato.registry import make
 from sfumato.training.precision import compute_dtype
 
-_AND = re.compile(r",(?![^(]*\))\s*")  # a comma between names, and not between the settings of one
 _KINDS = {"steps": int, "guidance": float, "seed": int, "solver": str}
 
 
@@ -34,9 +32,7 @@ def evaluate(options: Any, voice: Voice) -> None:
         raise SfumatoError(f"{out} has no known kind: end it in {', '.join(FORMATS)}")
     if options.out is not None and not over:
         raise SfumatoError("-o names the picture of a sweep: give --sweep steps=5,10,20, or leave -o out")
-    if options.metrics:
-        options.metrics = [each for text in options.metrics for each in _AND.split(text)]
-    for each in options.metrics or ():
+    for each in named(options.metrics or ()):
         make("metric", each)  # a misspelt name before any work
     options = with_training_data(options, "give --reference DATA", "sf.metrics.evaluate")
     device = device_of(options.device)

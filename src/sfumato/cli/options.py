@@ -269,7 +269,11 @@ DISTILL = Command(
         INTERVAL,
         flag("--data", "DATA", f"The training data: {SOURCES}, instead of samples of the model."),
         LABELS,
-        flag("--samples", int, "Samples drawn from the model where there are no data.", 4096),
+        flag(
+            "--samples", int,
+            "Samples drawn from the model where there are no data; by default as many as take a fifth of the minutes, "
+            "from 256 to 4,096.",
+        ),
         flag("--plan", bool, "Only forecast the time, memory and disk of the run; nothing is kept."),
         seed("student"),
         DEVICE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from sfumato.columns import Known, uncalibrated
 from sfumato.data import frames
 from sfumato.data.table_schema import TableSchema
 from sfumato.distributed import World
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, SfumatoWarning, whole
 from sfumato.machine import device_of
 from sfumato.progress import counting
 from sfumato.sampling import known_columns, rows_at_once, sample
@@ -50,7 +51,12 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     twice = [name for name, count in Counter(name for name, _ in options.given).items() if count > 1]
     if twice:
         raise SfumatoError(f"--given says two values of {twice[0]!r}: leave one out")
-    denoiser = uncalibrated(denoiser) if options.uncalibrated else denoiser
+    plain = uncalibrated(denoiser)
+    if options.uncalibrated and plain is denoiser:
+        warnings.warn(
+            SfumatoWarning("The model has not been calibrated, so --uncalibrated changes nothing."), stacklevel=2
+        )
+    denoiser = plain if options.uncalibrated else denoiser
     plan, given = make_plan(denoiser, options.steps, options.solver), dict(options.given)
     model = known_columns(denoiser, given, len(index), options.seed) if given else denoiser
     with frames.writing(path) if world.leads else nullcontext(print) as append:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import schema
-from ..errors import SfumatoError, counted, suggest
+from ..errors import SfumatoError, counted, finite, suggest
 from .column import Column
 
 KINDS = ("category", "number")
@@ -199,7 +199,7 @@ class Field:
             if is_date(self.type):
                 read = np.array([np.datetime64(value)]).astype(f"datetime64[{date_unit(self.type)}]").astype(np.int64)
             else:
-                read = np.array([float(value) if self.type in _FLOATS else int(value)])
+                read = np.array([finite(self.name, value) if self.type in _FLOATS else int(value)])
         except (ValueError, TypeError, OverflowError):
             what = "date" if is_date(self.type) else "number" if self.type in _FLOATS else "whole number"
             raise SfumatoError(f"the column {self.name!r} holds {what}s, and {value!r:.60} is none") from None

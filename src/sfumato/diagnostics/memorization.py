@@ -275,16 +275,16 @@ def compare(
             "--holdout)."
         )
     keys = torch.from_numpy(np.unique(source.groups, return_inverse=True)[1])
-    made, real = space(generated), space(source.x[twins])
-    near = nearest(made, source.x, bank, space, *((keys[asked], keys[bank]) if told else ()))
-    own = nearest(real, source.x, bank, space, keys[twins], keys[bank])
-    away, own_away = (nearest(each, other.x, held, space).first for each in (made, real))
-    if apart := int((near.first.isinf() & away.isinf()).sum()):
-        if apart == len(near.first):
+    count, both = len(generated), torch.cat((space(generated), space(source.x[twins])))
+    apart = torch.cat((keys[asked] if told else torch.full((count,), -1), keys[twins]))
+    near, own = _parted(nearest(both, source.x, bank, space, apart, keys[bank]), count)
+    (away, *_), (own_away, *_) = _parted(nearest(both, other.x, held, space), count)
+    if strange := int((near.first.isinf() & away.isinf()).sum()):
+        if strange == len(near.first):
             raise SfumatoError(
                 "The samples have no value in common with any real one, so nothing tells how near they are."
             )
-        notes.append(f"Samples that have no value in common with any real one count as ties: {apart:,}.")
+        notes.append(f"Samples that have no value in common with any real one count as ties: {strange:,}.")
     scores, twin_scores = _score(near.first, away), _score(own.first, own_away)
     usable = own.first.isfinite()  # without other groups there are no neighbours
     if not bool(usable.any()):
@@ -307,6 +307,11 @@ def compare(
         space="features" if space.features is not None else "standard deviations of each channel",
         notes=tuple(notes), shown=(generated.cpu()[order], source.x[near.row[order]]),
     )  # fmt: skip
+
+
+def _parted(found: Near, count: int) -> tuple[Near, Near]:
+    """The neighbours of samples, and those of twins, which are looked for together: a row may cost a network."""
+    return Near(*(each[:count] for each in found)), Near(*(each[count:] for each in found))
 
 
 def pairs_picture(found: Memorization, spec: Any) -> Any:

@@ -14,9 +14,11 @@ from torch import Tensor
 from sfumato.data.lengths import in_order, with_mask
 from sfumato.data.rows import Samples
 from sfumato.errors import SfumatoError
+from sfumato.progress import counting
 
 _SAME = 1e-13  # relative to |q|^2 + |x|^2: below this, two float32 samples are equal
-_BLOCK = 1 << 24  # most numbers in memory, of the bank and of distances
+_BLOCK = 1 << 20  # numbers at once, of the bank and of distances, as a cache holds
+_ROWS, _MOST = 64, 16 * _BLOCK  # of large rows these at least, up to so many numbers
 Features = Callable[[Tensor], Tensor]
 
 
@@ -68,13 +70,15 @@ def nearest(
     keys: int64, one for each of `rows`; apart (Q,): the key of rows that are excluded for a query (-1: none).
     """
     best = torch.full((len(queries), 2), torch.inf, dtype=queries.dtype, device=queries.device)
-    found = torch.zeros_like(best, dtype=torch.int64)
-    for part in torch.arange(len(rows)).split(max(1, _BLOCK // max(1, *queries.shape))):
-        square = _squares(queries, space(x[rows[part]]))
-        if apart is not None and keys is not None:
-            square[apart[:, None].to(square.device) == keys[part].to(square.device)] = torch.inf
-        best, order = torch.cat((best, square), 1).topk(2, dim=1, largest=False)
-        found = torch.cat((found, part.to(found).expand(len(queries), -1)), 1).gather(1, order)
+    found, wide = torch.zeros_like(best, dtype=torch.int64), max(1, *queries.shape)
+    with counting("Looking for copies, samples", len(rows)) as count:
+        for part in torch.arange(len(rows)).split(max(1, min(_ROWS, _MOST // wide), _BLOCK // wide)):
+            square = _squares(queries, space(x[rows[part]]))
+            if apart is not None and keys is not None:
+                square[apart[:, None].to(square.device) == keys[part].to(square.device)] = torch.inf
+            best, order = torch.cat((best, square), 1).topk(2, dim=1, largest=False)
+            found = torch.cat((found, part.to(found).expand(len(queries), -1)), 1).gather(1, order)
+            count(len(part))
     first, second = best.sqrt().cpu().T
     return Near(first, second, rows[found[:, 0].cpu()])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -47,6 +48,13 @@ OF_TABLES = ("closer-to-train", "copies")
 OF_TEXT = ("ngram-overlap", "distinct", "known-words")
 GIVEN: dict[str, Any] = {"sampler": "given"}
 SWEPT = ("steps", "solver", "guidance", "seed")
+_AND = re.compile(r",(?![^(]*\))\s*")  # a comma between names, and not between the settings of one
+
+
+def named(metrics: Sequence[Any] | str) -> list[Any]:
+    """Metrics one by one, of text with commas between their names or of a list, "kid,mmd(bandwidth=2)"."""
+    listed = [metrics] if isinstance(metrics, str) else metrics
+    return [one for each in listed for one in (_AND.split(each) if isinstance(each, str) else [each])]
 
 
 @final
@@ -74,7 +82,7 @@ class Evaluator:
         rows = self.rows[self.part]
         n = self._number(n, len(rows))
         self.reference = Reference(self.source, rows, n, features, device_of(device), self.unordered)
-        chosen = self._usual() if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+        chosen = self._usual() if metrics is None else named(metrics)
         self.metrics = {str(each): make("metric", each) for each in chosen}
 
     def __call__(
@@ -251,7 +259,7 @@ def evaluate(
 
     model: a denoiser, the path of a model file or run folder, or samples: a tensor or array (n, *shape) in the units of
     the reference, a list of texts, or the path of samples in files. reference: real data, as `sf.data.open` takes them.
-    metrics: names such as "kid" or "mmd(bandwidth=2)", or objects; by default those usual for this kind of data.
+    metrics: names such as "kid" or "kid,mmd(bandwidth=2)", or objects; by default those usual for this kind of data.
     n: samples, 1,000 by default (texts 100), at most half of the real ones. features: a name, a file of weights
     (.safetensors or .pth) of the FID's Inception network, or a module or a function x (n, *shape) in the units of the
     data -> (n, F). part: of the training data: train (the default), holdout or all. steps, solver, guidance, seed: of

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from sfumato import folder, serialization
 from sfumato.diagnostics import summary
-from sfumato.distillation import drawn
 from sfumato.distributed import leads
 from sfumato.errors import SfumatoError, suggest, whole
 from sfumato.files import write_text
@@ -37,6 +36,7 @@ from sfumato.training import resume as train_on
 from sfumato.training.ladder import in_turn
 from sfumato.training.precision import compute_dtype
 from sfumato.training.session import Session
+from sfumato.training.teacher_samples import drawn
 
 REWARDED, PREFERRED, PLAYED = "reward-weighted", "dpo", "fpo"  # the methods of "auto"
 HELD = 512  # that the run counts as its data, which number its steps and are held out

@@ -13,6 +13,7 @@ Reading order:
     checkpoint, shards              files to resume from
     session, control, hooks         a run: steps, files, and hooks for everything else
     grids, health, final_report, loggers, console
+    teacher_samples                 what a student learns from, where no data are given
     run, stages                     train and resume, one model or two stages
     forecast                        time, memory and disk that a run will need
 

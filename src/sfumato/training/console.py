@@ -78,6 +78,7 @@ class Console:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        self._loss, self._valid, self._triples = None, "", None  # another stage may follow, which has its own
 
 
 class Silent(Console):

@@ -34,6 +34,7 @@ from sfumato.machine import available, device_of, out_of_memory, peak_memory
 from sfumato.nets import Couplings, flops
 from sfumato.nets.lora import trainable, unadapted
 from sfumato.noised import evaluating
+from sfumato.progress import counting
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
 from sfumato.training import averages, stages
@@ -254,13 +255,15 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
 def _steps(log: Log, loop: Iterator[Progress]) -> list[float]:
     """Seconds of each step; writes the log as a run would."""
     found, last = list[float](), time.perf_counter()
-    for progress in loop:
-        found.append(time.perf_counter() - last)
-        if progress.loss is not None:
-            log.write(progress.to_dict())
-        if len(found) >= FIRST + STEPS and sum(found[FIRST:]) >= _LEAST:
-            break
-        last = time.perf_counter()
+    with counting("Timing steps", FIRST + STEPS) as count:
+        for progress in loop:
+            found.append(time.perf_counter() - last)
+            count(len(found) <= FIRST + STEPS)
+            if progress.loss is not None:
+                log.write(progress.to_dict())
+            if len(found) >= FIRST + STEPS and sum(found[FIRST:]) >= _LEAST:
+                return found
+            last = time.perf_counter()
     return found
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato import folder, serialization
 from sfumato.conditions import declared
@@ -16,6 +17,7 @@ from sfumato.diagnostics import report
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
 from sfumato.guidance import SCALE, GuidedByCondition
+from sfumato.progress import counting
 from sfumato.sampling import sample
 from sfumato.training.session import Hook, Session
 
@@ -76,19 +78,22 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
         found: Tensor = sample(model, number, steps, solver, seed, normalised=True, cond=cond)
         return found.double()
 
-    fine = states(teacher, FINE, "heun")
+    with counting("The model's own fine solution, calls of its network") as count, ExitStack() as stack:
+        if isinstance(net := getattr(teacher, "net", None), nn.Module):
+            stack.callback(net.register_forward_pre_hook(lambda *_: count()).remove)
+        fine = states(teacher, FINE, "heun")
     scale = float(fine.square().mean().sqrt())
     plans: Mapping[str, Any] = getattr(teacher, "plans", {}) or {}
     rungs = []
-    for count in calls:
+    for each in calls:
         ways: dict[str, tuple[Any, int, Any]] = {
-            "student": (student, count, None),
-            "default": (teacher, count, "multistep"),
+            "student": (student, each, None),
+            "default": (teacher, each, "multistep"),
         }
-        ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == count}
+        ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == each}
         for how, (model, steps, solver) in ways.items():
             off = (states(model, steps, solver) - fine).square().mean().sqrt()
-            rungs.append(Rung(count, how, float(off) / scale))
+            rungs.append(Rung(each, how, float(off) / scale))
     return rungs
 
 

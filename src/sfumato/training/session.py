@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ class Session:
         self.logged = state.step - state.unlogged  # last step that is in the log
         self._folder = path.stat() if world.leads else None
         self.calibration: Calibration | None = None  # at the end of a run of a table
+        self.together: Callable[[Any], Any] = lambda model: model  # with the stages before it, as the file holds it
 
     @property
     def denoiser(self) -> Denoiser:
@@ -214,7 +215,9 @@ class Session:
         raw = gathered(self.denoiser.net.state_dict(), self.world) if self.state.ema else None
         if self.world.leads:
             best.provenance = self.provenance()
-            serialization.save(best, self.path / serialization.FILE, raw)
+            model = self.together(best)
+            model.provenance = best.provenance
+            serialization.save(model, self.path / serialization.FILE, raw if model is best else None)
             if isinstance(best.net, Adapted):
                 serialization.save_adapter(best, self.path / serialization.ADAPTER_FILE)
 

@@ -11,13 +11,15 @@ RUN/                the run of the denoiser, or of the last stage; its model fil
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sfumato import folder, nets, registry, serialization
 from sfumato.autoencoder import Codec
@@ -28,7 +30,8 @@ from sfumato.embedder import Embedder
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.machine import device_of
-from sfumato.training import embeddings
+from sfumato.progress import reporting_to
+from sfumato.training import embeddings, teacher_samples
 from sfumato.training import run as single
 from sfumato.training.codes import AUTOENCODER
 from sfumato.training.config import TrainConfig, from_yaml
@@ -231,8 +234,8 @@ def _resumed_cascade(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changed: bool, changes: dict[str, Any]
 ) -> Run:
     if folder.found(path):
-        found = single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
-        return _written(path, found)
+        how = _in_one_file(how, partial(_cascaded, path))
+        return single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
     chosen = from_yaml(str(path / "config.yaml"))
     rest = {name: v for name, v in chosen.to_dict().items() if name not in (*_OURS, "cascade", "loss", "size")}
     data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
@@ -253,7 +256,8 @@ def _cascade(
         own = {**settings, "size": size, **_enlarging(sizes, at)}
         _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
     last = {**settings, "size": sizes[-1], "cascade": chosen.cascade, **_enlarging(sizes, len(sizes) - 1)}
-    return _written(path, single.train(data, path, labels, modules=modules, **how, **last))
+    how = _in_one_file(how, partial(_cascaded, path))
+    return single.train(data, path, labels, modules=modules, **how, **last)
 
 
 def _new_unclip(
@@ -284,8 +288,8 @@ def _resumed_unclip(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changed: bool, changes: dict[str, Any]
 ) -> Run:
     if folder.found(path):
-        serialization.load(path / PRIOR)  # until the end of what follows the run's file holds the decoder alone
-        return _paired(path, single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes))
+        how = _in_one_file(how, partial(_paired, path))
+        return single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
     chosen = from_yaml(str(path / "config.yaml")).replace(embedding=str(path / embeddings.EMBEDDING))
     rest = {name: value for name, value in chosen.to_dict().items() if name not in _OURS}
     data, labels = chosen.data if data is None else data, chosen.labels if labels is None else labels
@@ -310,8 +314,9 @@ def _unclip(
         _stage(path, partial(single.train, data, place, labels, modules=modules, **how, **own), how["console"])
     elif not _complete(place):
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
+    last = _in_one_file(how, partial(_paired, path))
     if not chosen.latent:
-        return _paired(path, single.train(data, path, labels, modules=modules, **how, **settings, unclip=True))
+        return single.train(data, path, labels, modules=modules, **last, **settings, unclip=True)
     half = chosen.replace(**share_of_budget(chosen, share))
     if not space.is_dir():
         _first(path, half, data, labels, modules, how)
@@ -319,7 +324,7 @@ def _unclip(
         _stage(path, partial(single.resume, space, data, labels, modules=modules, **how), how["console"])
     if (space / "config.yaml").exists():  # it was trained here
         settings |= share_of_budget(half, 1 - SHARE)
-    return _paired(path, _second(path, data, labels, modules, how, {**settings, "unclip": True}))
+    return _second(path, data, labels, modules, last, {**settings, "unclip": True})
 
 
 def _optimiser_of_prior(chosen: TrainConfig) -> dict[str, Any]:
@@ -345,6 +350,23 @@ def student(path: Path, stages: list[dict[str, Any]], data: Any, labels: Any, ho
     return _student(path, data, labels, (), how, {})
 
 
+def complete(path: Path, loss: str, device: str, console: Console | None) -> None:
+    """Draw the samples of the teacher of a loss that a run folder asks for and lacks."""
+    console = console or Console()
+    with joined(device_of(device)) as world:
+        if not world.broadcast_result(lambda: teacher_samples.awaited(path)):
+            return
+        teacher = registry.make("loss", loss).beside(torch.empty(0, device=world.device))
+        count, note = (console.count, console.note) if world.leads else (None, lambda line: None)
+        with folder.held(path) if world.leads else nullcontext(), reporting_to(count):
+            try:
+                teacher_samples.draw(path, teacher, world, note)
+            except KeyboardInterrupt:
+                message = f"Stopped while samples of the teacher were drawn. To resume: sfumato resume {path}"
+                note(message)
+                raise Interrupted(message) from None
+
+
 def _is_student(path: Path, data: Any) -> bool:
     """Whether a run without a checkpoint is that of a student, all of whose settings are written down."""
     if not (path / "config.yaml").exists():
@@ -361,8 +383,9 @@ def _written_down(place: Path, chosen: TrainConfig) -> None:
 def _student(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changes: dict[str, Any]
 ) -> Run:  # fmt: skip
-    """Train what is not yet trained of a student in one stage or two."""
-    place, usual = path / FIRST, TrainConfig()
+    """Draw what is not yet drawn of the samples of its teacher, and train what is not yet trained of a student."""
+    place, usual, chosen = path / FIRST, TrainConfig(), from_yaml(str(path / "config.yaml"))
+    complete(path, chosen.loss, chosen.device, how["console"])
 
     def new(place: Path, changes: dict[str, Any]) -> Run:
         chosen = from_yaml(str(place / "config.yaml"))
@@ -380,10 +403,35 @@ def _student(
     return new(path, {**changes, "init": str(place)})
 
 
-def _paired(path: Path, run: Run) -> Run:
-    """The run with both models and the embedder as its model, which its file holds from now on."""
+def _in_one_file(how: dict[str, Any], all_of: Callable[[TrainConfig], Callable[[Any], Any]]) -> dict[str, Any]:
+    """The arguments of the last stage, whose file holds all stages whenever it is written: all_of(settings)(model)."""
+
+    def begin(session: Session) -> None:
+        session.together = all_of(session.config)
+        if how["on_start"] is not None:
+            how["on_start"](session)
+
+    return {**how, "on_start": begin}
+
+
+def _paired(path: Path, config: TrainConfig) -> Callable[[Any], UnCLIP]:
+    """What makes an unCLIP pair of its decoder."""
     prior, embedder = serialization.load(path / PRIOR), embeddings.loaded(path / embeddings.EMBEDDING)
-    return _whole(path, run, UnCLIP(prior, run.denoiser, embedder, getattr(loss_of(run.config), "noise", 0.0)))
+    noise = getattr(loss_of(config), "noise", 0.0)
+    return lambda decoder: UnCLIP(prior, decoder, embedder, noise)
+
+
+def _cascaded(path: Path, config: TrainConfig) -> Callable[[Any], Cascade]:
+    """What makes a cascade of its last stage."""
+    small, *larger = [serialization.load(path / SIZE.format(size)) for size in config.sizes[:-1]]
+
+    def cascade(last: Any) -> Cascade:
+        model: Any = small
+        for size, before, stage in zip(config.sizes[1:], config.sizes, [*larger, last], strict=False):
+            model = Cascade(model, stage, size // before, _augmentation(size))
+        return model
+
+    return cascade
 
 
 def _augmentation(size: int) -> str:
@@ -396,24 +444,6 @@ def _enlarging(sizes: tuple[int, ...], at: int) -> dict[str, Any]:
     if not at:
         return {}
     return {"loss": f"upscaling(factor={sizes[at] // sizes[at - 1]}, augmentation={_augmentation(sizes[at])})"}
-
-
-def _written(path: Path, run: Run) -> Run:
-    """The run with all stages as its model, which its file holds from now on."""
-    sizes = run.config.sizes
-    model: Any = None
-    for at, size in enumerate(sizes):
-        stage = run.denoiser if size == sizes[-1] else serialization.load(path / SIZE.format(size))
-        model = Cascade(model, stage, size // sizes[at - 1], _augmentation(size)) if at else stage
-    return _whole(path, run, model)
-
-
-def _whole(path: Path, run: Run, model: Any) -> Run:
-    """The run with a model of all stages, which its file holds from now on."""
-    model.provenance = run.denoiser.provenance
-    if leads():
-        serialization.save(model, path / serialization.FILE)
-    return dataclasses.replace(run, denoiser=model)
 
 
 def _stage(path: Path, train: Callable[[], Run], console: Console | None) -> None:
