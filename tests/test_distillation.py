@@ -140,22 +140,23 @@ def test_a_student_that_was_killed_after_its_samples_is_resumed(teacher: sf.Deno
     assert all(torch.equal(ours[name], theirs[name]) for name in ours) and again.config.steps == 6
 
 
-def test_auto_of_small_pictures_is_steps_and_then_kept_paths(tmp_path: Path) -> None:
-    """Of students that answer by the step of DDIM; of large pictures, and in several processes, no paths are kept."""
+def test_auto_of_small_pictures_is_kept_paths_with_an_adversary(tmp_path: Path) -> None:
+    """Of students that answer by the step of DDIM; of large pictures, other networks and in several processes, no paths
+    are kept."""
     x = torch.randint(0, 256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     net = sf.nets.UNet((1, 8, 8), (16,), 1, (), 16)
     words = {"sample_every": 0, "snapshots": 0, "batch": 8, "console": Silent()}
     file = sf.train(x, tmp_path / "teacher", net=net, steps=2, **words).path
-    run = sf.distill(file, tmp_path / "student", x, calls=(1, 2), steps=5, **words)
-    first, last = (sf.load(each) for each in (run.path / "paths", run.path))
-    assert first.form == last.form == "ddim"
-    assert [run.config.steps, run.config.lr, run.config.loss.partition("(")[0]] == [3, 2e-3, "path-distillation"]
+    run = sf.distill(file, tmp_path / "student", x, calls=(1, 2), steps=3, **words)
+    assert sf.load(run.path).form == "ddim"
+    assert run.config.loss.startswith("path-distillation(paths=4096, adversary=1, ")
     model = sf.load(file)
-    for minutes, paths in ((None, 1024), (60, 1024), (5, 500), (1, 256)):
-        assert _chosen("auto", model, World(), minutes) == f"{OF_PICTURES} + path-distillation(paths={paths})"
-    assert _chosen("auto", model, World(rank=0, size=2)) == OF_PICTURES
+    assert _chosen(model, World(rank=0, size=2)) == OF_PICTURES
     large = SimpleNamespace(process=model.process, spec=model.spec, shape=(3, 64, 64))
-    assert _chosen("auto", large, World()) == OF_PICTURES
+    assert _chosen(large, World()) == OF_PICTURES
+    other = sf.Denoiser(sf.nets.DiT((1, 8, 8), 2, 16, 1), model.process)
+    other.spec = model.spec
+    assert _chosen(other, World()) == OF_PICTURES
 
 
 @pytest.mark.slow

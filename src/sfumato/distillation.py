@@ -16,6 +16,7 @@ from sfumato.flow_map import innermost
 from sfumato.guidance import Guided, GuidedByCondition, Scale, is_range
 from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
+from sfumato.objectives.adversary import reads
 from sfumato.objectives.taught import TaughtLoss
 from sfumato.process import Masked
 from sfumato.registry import Named, make, register
@@ -28,9 +29,9 @@ from sfumato.training.stages import complete, student
 
 AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
 OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
-THEN = "path-distillation"  # for pictures of at most _KEPT numbers, as paths are kept in memory and checkpoints
+OF_PATHS = "path-distillation(paths={}, adversary=1)"  # of pictures of at most _KEPT numbers, by a U-Net
 _KEPT = 4096
-_PATHS = (256, 100, 1024)  # paths that are kept: at least, in each minute of a budget, and at most
+_PATHS, _HELD = 4096, 1 << 22  # paths that are kept, in memory and checkpoints, at most, and numbers of all their ends
 FIRST = 0.4  # of the budget, for the first of two stages
 TEACHER = "teacher.safetensors"  # in a run folder
 _KNOWN = 16  # digits of a hash
@@ -60,7 +61,7 @@ def distill(
     or of a run in minutes as many as take a fifth of these (`teacher_samples.number`), which count beside them.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
     on from where the first has led in FIRST of the budget; "auto" is what comes nearest to the teacher in equal time,
-    AUTO, or of pictures OF_PICTURES, and of small ones THEN. init: a student, file or run, that is trained further, in
+    AUTO, of pictures OF_PICTURES, and of small ones of a U-Net OF_PATHS. init: a student, file or run, that is trained further, in
     place of one that starts at the teacher. calls: the numbers of calls that the student is for. guidance, interval:
     the scale of the teacher's guidance and its levels of logsnr, which the student then has for good, at no second
     call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat",
@@ -113,7 +114,8 @@ def in_words(
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     model = serialization.load_sampler(file, device=world.device)
-    method = _chosen(method, model, world, settings.get("minutes"))
+    if method == "auto":
+        method = _chosen(model, world)
     losses = [loss_named(each, words, calls) for each in method.split(" + ")]
     if len(losses) > 2:
         raise SfumatoError(f"A student is trained in one stage or in two, and {method!r:.80} names {len(losses)}.")
@@ -133,19 +135,17 @@ def in_words(
     return [{**base, **a, **b, "loss": c} for a, b, c in zip(own, budgets, losses, strict=True)], data
 
 
-def _chosen(method: str, model: Any, world: World, minutes: float | None = None) -> str:
-    """The method that "auto" stands for, with as many paths, which take time to walk, as suit the minutes."""
-    if method != "auto":
-        return method
+def _chosen(model: Any, world: World) -> str:
+    """The method that "auto" stands for."""
     if isinstance(getattr(model, "process", None), Masked):
         return OF_MASKS
     if getattr(model.spec, "kind", None) != "image":
         return AUTO
     texts = any(isinstance(each, Text) for each in (declared(model) or {}).values())  # of several lengths
-    kept = world.size == 1 and not texts and math.prod(model.shape) <= _KEPT
-    least, each, most = _PATHS
-    paths = most if minutes is None else min(most, max(least, round(each * minutes)))
-    return f"{OF_PICTURES} + {THEN}(paths={paths})" if kept else OF_PICTURES
+    numbers = math.prod(model.shape)
+    if world.size > 1 or texts or numbers > _KEPT or not reads(model):
+        return OF_PICTURES
+    return OF_PATHS.format(min(_PATHS, _HELD // numbers))
 
 
 def _budget(settings: dict[str, Any], stage: int) -> dict[str, Any]:

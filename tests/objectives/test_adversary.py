@@ -79,7 +79,7 @@ def test_its_gradient_has_the_size_that_is_asked_for() -> None:
     )
     mean, seen = sf.FlowMap.mean, []
     for share in (0.0, 1.0, 2.0):
-        loss = PathDistillation(teacher, paths=8, steps=2, calls=(1,), adversary=share)
+        loss = PathDistillation(teacher, paths=8, steps=2, calls=(1,), adversary=share, every=1, alone=0)
         loss.free = 0.0  # all are paths from noise to data
         loss.suits(model)
         for head in () if loss.judge is None else loss.judge.heads:
@@ -103,7 +103,7 @@ def test_beyond_the_bounds_of_the_data_a_sample_has_no_error(tmp_path: Path) -> 
     teacher = sf.load(run.path)
     model = sf.FlowMap.student(teacher, (1,), 0.0, "ddim")
     model.spec = teacher.spec
-    loss = PathDistillation(teacher, paths=4, steps=2, calls=(1,), huber=0)
+    loss = PathDistillation(teacher, paths=4, every=1, steps=2, calls=(1,), huber=0)
     loss.free = 0.0
     batch = SimpleNamespace(
         x=torch.zeros(4, 1, 8, 8), index=torch.arange(4), cond=Conditions({}), world=ALONE, u=torch.rand(4)
@@ -123,10 +123,10 @@ def test_beyond_the_bounds_of_the_data_a_sample_has_no_error(tmp_path: Path) -> 
 def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
     words = {"sample_every": 0, "snapshots": 0, "batch": 16, "console": Silent(), "precision": "float32"}
     file = sf.train(pictures(64), tmp_path / "teacher", net="UNet(channels=[8, 8], blocks=1)", steps=3, **words).path
-    method = "path-distillation(paths=48, steps=4, adversary=1)"
+    method = "path-distillation(paths=48, every=4, steps=4, adversary=1, alone=32)"
     how = {"method": method, "calls": (1, 2), "decay": 0.0, "samples": 64, **words}
     whole = sf.distill(file, tmp_path / "whole", steps=7, **how)
-    plain = sf.distill(file, tmp_path / "plain", steps=7, **{**how, "method": method.replace("=1)", "=0)")})
+    plain = sf.distill(file, tmp_path / "plain", steps=7, **{**how, "method": method.replace("adversary=1", "adversary=0")})
     sf.distill(file, tmp_path / "parts", steps=3, **how)
     parts = sf.resume(tmp_path / "parts", steps=7, console=Silent())
     ours, theirs, without = (dict(run.denoiser.net.state_dict()) for run in (whole, parts, plain))

@@ -30,7 +30,7 @@ def test_the_exact_map_is_the_fixed_point() -> None:
     exact: Any = ExactMap(LAW, sf.Gaussian("cosine"))
     found = []
     for steps in (24, 48, 96):
-        loss = PathDistillation(LAW.denoiser(sf.Gaussian("flow")), paths=16, steps=steps, calls=(1, 2, 4), huber=0)
+        loss = PathDistillation(LAW.denoiser(sf.Gaussian("flow")), paths=16, every=1, steps=steps, calls=(1, 2, 4), huber=0)
         found.append(float(loss.losses(exact, samples(64)).mean()))
     assert found[2] < 1e-6 and found[0] > 8 * found[1] > 64 * found[2]
     doubled: Any = SimpleNamespace(process=exact.process, mean=lambda *args, **cond: 1.1 * exact.mean(*args, **cond))
@@ -75,7 +75,7 @@ def test_each_path_is_walked_once_under_its_own_conditions() -> None:
     torch.manual_seed(0)
     teacher, net = Counting(), sf.nets.MLP(2, 16, 1, classes=3)
     model = FlowMap.student(sf.Denoiser(net, sf.Gaussian("flow", target="F")))
-    loss = PathDistillation(teacher, paths=8, steps=4)
+    loss = PathDistillation(teacher, paths=8, every=1, steps=4)
     label = torch.arange(8) % 3
     first = loss.losses(model, samples(8, label=label))
     assert len(teacher.labels) == 4 and all(torch.equal(each, label) for each in teacher.labels)
@@ -84,13 +84,32 @@ def test_each_path_is_walked_once_under_its_own_conditions() -> None:
     later = samples(8, 8, label=torch.zeros(8, dtype=torch.int64))
     found = loss.losses(model, later)
     assert len(teacher.labels) == 4 and torch.equal(loss._conditions(torch.arange(8))["label"], label)
-    again = PathDistillation(teacher, paths=8, steps=4)
+    again = PathDistillation(teacher, paths=8, every=1, steps=4)
     again.load(loss.tensors())
+    assert len(again.tensors()["w"]) == 8
     parts = [samples(8, 8, label=later.cond["label"]) for _ in range(2)]
     for part, rows in zip(parts, (slice(0, 3), slice(3, 8)), strict=True):
         part.x, part.u, part.index, part.cond = part.x[rows], part.u[rows], part.index[rows], part.cond.rows(rows)
     whole = torch.cat([again.losses(model, part) for part in parts])
     assert torch.allclose(whole, found, atol=1e-6) and len(teacher.labels) == 4, "a checkpoint holds the paths"
+
+
+def test_one_sample_of_so_many_walks_a_new_path_and_the_others_learn_from_those_before() -> None:
+    torch.manual_seed(0)
+    teacher = Counting()
+    model = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 16, 1, classes=3), sf.Gaussian("flow", target="F")))
+    loss = PathDistillation(teacher, paths=6, every=4, steps=2)
+    walked = []
+    for first in range(0, 64, 8):
+        which = loss._which(torch.arange(first, first + 8))
+        assert int(which.max()) <= (first + 7) // 4
+        assert first >= 24 or which[::4].tolist() == [first // 4, first // 4 + 1]
+        loss.losses(model, samples(8, first, label=torch.arange(first, first + 8) % 3))
+        walked.append(sum(len(each) for each in teacher.labels) // 2)
+    assert walked == [2, 4, 6, 6, 6, 6, 6, 6]
+    later = loss._which(torch.arange(1000))
+    assert torch.bincount(later[24:], minlength=6).min() > 100, "all are learned from alike"
+    assert torch.equal(loss._conditions(torch.arange(6))["label"], torch.arange(0, 24, 4) % 3)
 
 
 def test_mistakes() -> None:

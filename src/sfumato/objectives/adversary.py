@@ -32,6 +32,12 @@ _WIDTH = 64
 _FINE = 14  # a head halves finer grids twice
 
 
+def reads(teacher: Any) -> bool:
+    """Whether there is an encoder of pictures in the teacher's network."""
+    net = core(innermost(teacher).net)
+    return isinstance(net, UNet) and len(net.shape) == 3
+
+
 class Head(nn.Module):
     """(B, C, H, W) -> (B,), 0 at first: two convolutions of h / scale, and the mean over places.
 
@@ -64,7 +70,7 @@ class Adversary(nn.Module):
         super().__init__()
         model = innermost(teacher)
         net: Any = core(model.net)
-        if not isinstance(net, UNet) or len(net.shape) != 3:
+        if not reads(model):
             raise SfumatoError(
                 "An adversary reads the encoder of a U-Net of pictures, and the teacher's network is "
                 f"{type(model.net).__name__}: leave adversary= out."

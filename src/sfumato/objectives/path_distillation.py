@@ -4,8 +4,9 @@
     loss = mean of 2 c (sqrt(e^2 + c^2) - c) over the D numbers of e,
     e = F(z_k, t_k, t_l) - (w_l - w_k) / (theta_k - theta_l),   k < l
 
-A step then costs no call of the teacher, and targets are not the student's own. Path j starts at the noise of sample j
-of the seed, under the conditions of the run's sample j, and is walked where that sample first occurs.
+Few calls of a step are then the teacher's, and targets are not the student's own. Every tenth sample of the run walks a
+path that is new, from its own noise, under its own conditions, and the others learn from one of those before, so that
+walking has its share of the time whatever the run is given.
 The pseudo-Huber loss is e^2 for e << c, and 2 c |e| beyond, whose least is at a median, not at a mean: where most
 samples have one and the same value, such as the ground of a picture, a student that does not know has no grain.
 Sources: Luhman and Luhman 2021 (2101.02388), from stored pairs of noise and sample; here from all states between, too.
@@ -39,28 +40,34 @@ from sfumato.state import numbers_like
 class PathDistillation(MapLoss):
     """The error of F(z_k, t_k, t_l), from (w_l - w_k) / (theta_k - theta_l), on kept paths of the teacher.
 
-    paths: how many are kept, in memory and in checkpoints; more of them are learned less by heart. steps: K, between
-    which states are kept, of one call of the teacher each (the two-step Adams-Bashforth method in theta). calls: three
-    of four pairs of states are a step of one of these numbers of equal calls, as far as they divide K; the others are
-    any two. huber: c; 0 is the square. adversary: the size of the gradient of an `Adversary` of the samples, of pictures
-    by a U-Net, in that of this error, in the mean over a batch; 0 for none. turns: its steps for each of the student's.
+    paths: how many are kept at most, in memory and in checkpoints; more of them are learned less by heart. every: one
+    sample of so many walks a new one. steps: K, between which states are kept, of one call of the teacher each (the
+    two-step Adams-Bashforth method in theta). calls: three of four pairs of states are a step of one of these numbers
+    of equal calls, as far as they divide K; the others are any two. huber: c; 0 is the square.
+    adversary: the size of the gradient of an `Adversary` of the samples, of pictures by a U-Net, in that of this error,
+    in the mean over a batch; 0 for none. It joins after `alone` samples, and takes `turns` steps for each of the
+    student's.
     """
 
     settings: ClassVar[dict[str, Any]] = {"lr": 2e-3}
 
     def __init__(
-        self, teacher: Teacher | None = None, paths: int = 1024, steps: int = 12, calls: tuple[int, ...] = CALLS,
-        seed: int = 0, huber: float = 0.02, adversary: float = 0.0, turns: int = 2,
+        self, teacher: Teacher | None = None, paths: int = 4096, every: int = 10, steps: int = 8,
+        calls: tuple[int, ...] = CALLS, seed: int = 0, huber: float = 0.02, adversary: float = 0.0, alone: int = 8192,
+        turns: int = 2,
     ) -> None:  # fmt: skip
         super().__init__(teacher, diagonal=0.0, calls=calls, seed=seed)
         self.count, self.steps = whole("paths", paths, least=1), whole("steps", steps, least=1)
-        self.free, self.huber = 0.25, float(huber)
+        self.every, self.alone, self.turns = (
+            whole(name, value, least=least)
+            for name, value, least in (("every", every, 1), ("alone", alone, 0), ("turns", turns, 1))
+        )
+        self.free, self.huber, self.adversary = 0.25, float(huber), float(adversary)
         if self.huber and not 1e-6 <= self.huber <= 1e6:
             raise SfumatoError(
                 "huber is the error from which the loss grows linearly, 0 for never or from 1e-6 to 1e6, not "
                 f"{huber!r:.60}."
             )
-        self.turns, self.adversary = whole("turns", turns, least=1), float(adversary)
         if not 0 <= self.adversary <= 100:
             raise SfumatoError(
                 f"adversary is the share of the error's gradient, 0 for none or up to 100, not {adversary!r:.60}."
@@ -81,10 +88,8 @@ class PathDistillation(MapLoss):
     def losses(self, model: FlowMap, batch: Any) -> Tensor:
         if batch.world.size > 1:
             raise SfumatoError("Paths are kept in one process: take direct-distillation in several.")
-        which = batch.index % self.count
-        fresh = ~self._kept["known"][which] if self._kept else torch.ones(len(which), dtype=torch.bool)
-        if bool(fresh.any()):
-            self._walk(model, which[fresh], batch.cond.rows(torch.nonzero(fresh)[:, 0]), batch.x[fresh])
+        which = self._which(batch.index)
+        self._walk_new(model, which, batch)
         k, end = self._ends(batch.index)
         w, cond = self._kept["w"], self._conditions(which)
         first, last = (w[which, at].to(batch.x) for at in (k, end))
@@ -97,7 +102,7 @@ class PathDistillation(MapLoss):
         found = pseudo_huber(error, self.huber)
         if self.judge is None or not mean.requires_grad:
             return found
-        rows = self._last(batch.index)
+        rows = self._judged(batch.index)
         return found + self._pull(model, found, mean, (ours[rows], theirs[rows]), batch.index[rows], cond.rows(rows))
 
     def _pull(
@@ -122,7 +127,7 @@ class PathDistillation(MapLoss):
     def player_losses(self, model: FlowMap, batch: Any) -> Tensor:
         """Those of the adversary, 0 of paths that do not end at data, (B,)."""
         assert self.judge is not None
-        found, rows = torch.zeros(len(batch.x), device=batch.x.device), self._last(batch.index)
+        found, rows = torch.zeros(len(batch.x), device=batch.x.device), self._judged(batch.index)
         if not len(rows):
             return found + 0 * sum(each.sum() for each in self.players())
         losses = self.judge.losses(batch.index[rows])
@@ -132,9 +137,9 @@ class PathDistillation(MapLoss):
         if self.judge is not None:
             self.judge.forget()
 
-    def _last(self, index: Tensor) -> Tensor:
-        """The places of the samples of the run whose paths end at data."""
-        return torch.nonzero(self._ends(index)[1] == self.steps)[:, 0]
+    def _judged(self, index: Tensor) -> Tensor:
+        """The places of the samples of the run that the adversary sees: paths that end at data."""
+        return torch.nonzero((self._ends(index)[1] == self.steps) & (index >= self.alone))[:, 0]
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
         """Of a path that is not kept, which the teacher walks in K steps of Heun: the error of direct distillation."""
@@ -142,6 +147,13 @@ class PathDistillation(MapLoss):
         with torch.no_grad():
             target = step(self.guide(model, path.z), path.z, path.t, s, self.steps, **path.cond)
         return square(model.mean(path.z, path.t, s, **path.cond) - target)
+
+    def _which(self, index: Tensor) -> Tensor:
+        """The path of each sample of the run: its own, or one of those before."""
+        own = index // self.every
+        u = noise.uniform(self.seed, index, (), noise.TRAIN_TIME, 1, dtype=torch.float64)
+        new = (index % self.every == 0) & (own < self.count)
+        return torch.where(new, own, (u * (own + 1).clamp(max=self.count)).long())
 
     def _angle(self, model: FlowMap, k: Tensor) -> Tensor:
         return angle(model.process, 1.0) * (1 - k.double() / self.steps)
@@ -156,6 +168,14 @@ class PathDistillation(MapLoss):
         any_end = any_k + 1 + (u[:, 2] * (self.steps - any_k)).long()
         on_grid = u[:, 3] >= self.free
         return torch.where(on_grid, of_calls * long, any_k), torch.where(on_grid, (of_calls + 1) * long, any_end)
+
+    def _walk_new(self, model: FlowMap, which: Tensor, batch: Any) -> None:
+        """Walk the paths among these that are not yet kept, each under the conditions of its first sample."""
+        known = self._kept.get("known", torch.zeros(0, dtype=torch.bool))
+        rows = torch.nonzero(~nn.functional.pad(known, (0, self.count - len(known)))[which])[:, 0]
+        again = (which[rows, None] == which[rows]).tril(-1).any(1)
+        if len(rows := rows[~again]):
+            self._walk(model, which[rows], batch.cond.rows(rows), batch.x[rows])
 
     @torch.no_grad()
     def _walk(self, model: FlowMap, which: Tensor, cond: Conditions, like: Tensor) -> None:
@@ -179,9 +199,12 @@ class PathDistillation(MapLoss):
         self._keep("known", which, torch.ones(len(which), dtype=torch.bool))
 
     def _keep(self, name: str, which: Tensor, value: Tensor) -> None:
-        held = self._kept.setdefault(name, value.new_zeros((self.count, *value.shape[1:])))
+        held = self._kept.setdefault(name, value.new_zeros((0, *value.shape[1:])))
         if held.shape[1:] != value.shape[1:]:
             raise SfumatoError("Conditions of several lengths are not kept with a path: take direct-distillation.")
+        if (last := int(which.max())) >= len(held):
+            size = min(self.count, max(last + 1, 2 * len(held)))
+            self._kept[name] = held = torch.cat((held, value.new_zeros((size - len(held), *value.shape[1:]))))
         held[which] = value
 
     def _conditions(self, which: Tensor) -> Conditions:
@@ -191,7 +214,9 @@ class PathDistillation(MapLoss):
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**self._kept, **self.state_dict()}
+        known = self._kept.get("known")
+        walked = 0 if known is None else int(torch.nonzero(known).max()) + 1
+        return {**{name: held[:walked] for name, held in self._kept.items()}, **self.state_dict()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
