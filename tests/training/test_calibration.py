@@ -35,8 +35,9 @@ def law(n=N, seed=0):
 def wrong(rows, path):
     """A model whose marginals are wrong: hardly trained, and its answers about numbers are off."""
     model = sf.train(rows, str(path), steps=2, batch=64, **HOW).denoiser
+    assert model.spec.weights is None  # so short a run has no draws to spare
     with torch.no_grad():
-        model.net.output.bias[: model.spec.table.numbers] += 0.4
+        model.net.output.bias[: model.spec.table.numbers] += 0.2
         model.net.output.weight[: model.spec.table.numbers] += 0.03 * torch.sin(torch.arange(128.0))
     return model
 
@@ -63,15 +64,14 @@ def columns(model, n, **more):
 
 
 def test_marginals_become_those_of_the_training_rows(plain, model):
-    """The standard error of a KS distance of 2,000 and 3,000 rows is about .02."""
-    _, size, weight = columns(model, 2000)
-    _, before, heavy = columns(plain, 2000)
+    """The standard error of a KS distance of 1,000 and 3,000 rows is about .03."""
+    _, size, weight = columns(model, 1000)
+    _, before, heavy = columns(plain, 1000)
     real = {name: law()[name].drop_null().to_numpy() for name in ("size", "weight")}
     distance = lambda x, name: stats.ks_2samp(x[~np.isnan(x)], real[name]).statistic  # noqa: E731
-    assert distance(before, "size") > 0.3 and distance(heavy, "weight") > 0.3 and np.isnan(before).mean() > 0.4
-    assert (
-        distance(size, "size") < 0.08 and distance(weight, "weight") < 0.1 and abs(np.isnan(size).mean() - 0.2) < 0.05
-    )
+    assert distance(before, "size") > 0.15 and distance(heavy, "weight") > 0.15 and np.isnan(before).mean() > 0.4
+    assert distance(size, "size") < 0.08 and distance(weight, "weight") < 0.08
+    assert abs(np.isnan(size).mean() - 0.2) < 0.06
     there = ~np.isnan(size)
     assert (size[there] == np.round(size[there], 1)).all() and size[there].max() <= real["size"].max()
 
@@ -79,13 +79,12 @@ def test_marginals_become_those_of_the_training_rows(plain, model):
 def table_of(*names):
     """The schema of a table of continuous numbers."""
     draw = np.random.default_rng(0)
-    return sf.data.open(
-        pa.table({name: draw.normal(size=1000) + 0.1 for name in names} | {"k": ["a", "b"] * 500})
-    ).table
+    numbers = {name: draw.normal(size=1000) + 0.1 for name in names}
+    return sf.data.open(pa.table(numbers | {"kind": ["ash", "oak"] * 500})).table
 
 
 def test_accepted_rows_are_the_nearest_law_with_the_right_marginals():
-    """p: three corners of a square, each with its share; q = p w has the marginals of the data and the odds ratio of p,
+    """p: four groups, each with its share; q = p w has the marginals of the data and the odds ratio of p,
     and is nearer to the data in KL, by at least KL(q || p)."""
     table = table_of("a", "b")
     p, data = np.array([[0.4, 0.1], [0.2, 0.3]]), np.array([[0.3, 0.3], [0.1, 0.3]])
@@ -138,9 +137,9 @@ def test_the_bound_is_as_low_as_the_weights_allow():
 
 def test_a_row_depends_on_its_seed_and_number_alone(plain, model):
     """Whatever the batch, and whichever rows are drawn again beside it."""
-    every = sf.sample(model, 300, seed=4, normalised=True)
-    assert not torch.equal(every["numbers"], sf.sample(plain, 300, seed=4, normalised=True)["numbers"])
-    for some, batch in (([7, 250, 8], None), (range(200, 300), 16)):
+    every = sf.sample(model, 60, seed=4, normalised=True)
+    assert not torch.equal(every["numbers"], sf.sample(plain, 60, seed=4, normalised=True)["numbers"])
+    for some, batch in (([7, 50, 8], None), (range(30, 60), 16)):
         own = sf.sample(model, index=some, seed=4, batch=batch, normalised=True)
         for name, rows in own.items():
             assert torch.allclose(rows.double(), every[name][list(some)].double(), atol=1e-4), name
@@ -202,9 +201,8 @@ def test_a_run_ends_with_the_weights_of_its_training_rows(run):
     model, source = run.denoiser, sf.data.open(law(6000))
     facts = json.loads((run.path / "report.json").read_text())["marginals"]
     train, held = source.split(0.1)
-    assert (
-        facts["rows"] == len(held) and facts["draws"] == 1024 and facts["seconds"] > 0 and 0.2 < facts["accepted"] < 1
-    )
+    assert facts["rows"] == len(held) and facts["draws"] == 1024
+    assert facts["seconds"] > 0 and 0.2 < facts["accepted"] < 1
     assert facts["after"] < 0.12 and facts["real"] < 0.1 and facts["before"] > 0
     drawn = torch.cat([draws(model, 512, i) for i in range(2)])
     assert fitted(source.table, drawn, source.x[train]) == model.spec.weights
@@ -215,11 +213,9 @@ def test_more_training_goes_on_from_the_plain_model(run):
     kept = sf.load(run.path).spec.weights
     more = sf.resume(str(run.path), law(6000), steps=47, console=Silent())
     assert more.denoiser.spec.weights not in (None, kept)
-    new = sf.train(law(6000), str(run.path.parent / "new"), init=more.denoiser, steps=1, batch=16,
+    new = sf.train(law(6000), str(run.path.parent / "new"), init=more.denoiser, steps=24, batch=1024, calibrate=False,
                    **{name: value for name, value in HOW.items() if name != "net"})  # fmt: skip
-    assert new.denoiser.spec.weights is None  # so short a run has no draws to spare
-    off = sf.train(law(6000), str(run.path.parent / "off"), steps=30, batch=1024, calibrate=False, **HOW)
-    assert off.denoiser.spec.weights is None
+    assert new.denoiser.spec.weights is None
 
 
 def test_what_cannot_be_calibrated(plain):
