@@ -38,7 +38,8 @@ class Marginals(Hook):
         with session.state.spending("calibration"), evaluating(best):
             drawn = [draws(best, half, seed + i, session.world) for i in range(2)]
             weights = fitted(table, torch.cat(drawn), x)
-            kept = torch.cat([_accepted(table, *pair, x, seed) for pair in (drawn, drawn[::-1])])
+            one, other = drawn
+            kept = torch.cat((_accepted(table, one, other, x, seed), _accepted(table, other, one, x, seed)))
             judged = _judged(table, drawn, kept, x, held, seed) if len(held) >= LEAST else None
         spent, share = round(time.monotonic() - begun, 2), round(len(kept) / (2 * half), 3)
         session.calibration = Calibration(weights, 2 * half, spent, len(held), share, judged)
