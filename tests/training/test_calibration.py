@@ -207,6 +207,7 @@ def test_a_run_ends_with_the_weights_of_its_training_rows(run):
     drawn = torch.cat([draws(model, 512, i) for i in range(2)])
     assert fitted(source.table, drawn, source.x[train]) == model.spec.weights
     assert "by weights fitted to 1,024 draws" in (run.path / "report.html").read_text()
+    assert "accepted by weights" in model.spec.describe()[-1]
 
 
 def test_more_training_goes_on_from_the_plain_model(run):
