@@ -406,10 +406,8 @@ def text_words(found: Facts) -> str:
 
 def marginals_words(found: Facts) -> str:
     """A sentence on the calibration of a table's numbers."""
-    fit = (
-        f"Numbers have the marginals of the training rows by weights fitted to {found['draws']:,} draws "
-        f"({found['seconds']:.1f} s), which accept {100 * found['accepted']:.0f} % of the rows drawn"
-    )
+    fit = f"Numbers have the marginals of the training rows by weights fitted to {found['draws']:,} draws "
+    fit += f"({found['seconds']:.1f} s), which accept {100 * found['accepted']:.0f} % of the rows drawn"
     if "after" not in found:
         return f"{fit}."
     return (
