@@ -16,14 +16,13 @@ from torch import Tensor
 
 from sfumato.belief import Beliefs, Estimate, broadcast
 from sfumato.conditions import Given
+from sfumato.data.row_weights import RowWeights
 from sfumato.errors import SfumatoError
 from sfumato.model import Denoiser, hears
 from sfumato.nets.mlp import LEVELS
-from sfumato.normaliser import CALIBRATED, Normaliser
 from sfumato.schedule import Time, as_time
 from sfumato.state import State
 
-Knots = tuple[tuple[float, ...], ...]  # of the map of each column
 NUMBERS = "numbers"  # the part of a product, whose network is told the levels of each
 
 
@@ -38,20 +37,23 @@ def takes_levels(model: Any) -> bool:
 
 
 def uncalibrated(model: Any) -> Any:
-    """The model without the map that `calibrate`, or the end of its training, gave it; the model itself without one."""
-    spec = getattr(model, "spec", None)
-    return with_map(model, ()) if spec is not None and spec.normaliser.kind == CALIBRATED else model
+    """The model without the weights of rows that `calibrate`, or the end of its training, gave it; the model itself
+    without them."""
+    return model if weights_of(model) is None else with_weights(model, None)
 
 
-def with_map(model: Any, knots: Knots) -> Any:
-    """The model with the map of these knots, in the place of its own; () for none. Weights are shared."""
+def weights_of(model: Any) -> RowWeights | None:
+    """The weights by which rows of a model's table are accepted; None without them."""
+    return getattr(getattr(model, "spec", None), "weights", None)
+
+
+def with_weights(model: Any, weights: RowWeights | None) -> Any:
+    """The model with these weights of rows in the place of its own; parameters are shared."""
     made = copy.copy(model)
-    if not isinstance(model, Denoiser):
-        made.inner = with_map(model.inner, knots)
-        return made
-    scale = model.spec.normaliser
-    kind = CALIBRATED if knots else "affine"
-    made.spec = dataclasses.replace(model.spec, normaliser=Normaliser(scale.mean, scale.std, kind, knots))
+    if isinstance(model, Denoiser):
+        made.spec = dataclasses.replace(model.spec, weights=weights)
+    else:
+        made.inner = with_weights(model.inner, weights)
     return made
 
 
@@ -86,8 +88,8 @@ class Known:
     """A model of a table of whose rows some entries are known: what it believes of a known number is that number.
 
     x: rows of the table as vectors (B, D); known: bool (B, D), which of their entries are known. Known symbols stand in
-    the state that a walk starts from (`start`), and are never masked again. The model is taken without the map of its
-    marginals (`calibration`), which is that of rows of which nothing is known.
+    the state that a walk starts from (`start`), and are never masked again. The model is taken without the weights
+    of rows (`calibration`), which are those of rows of which nothing is known.
     """
 
     def __init__(self, model: Any, x: Tensor, known: Tensor) -> None:

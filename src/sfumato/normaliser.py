@@ -21,9 +21,8 @@ _NUMBERS = schema.listed(schema.number(), 1)
 SCHEMA = schema.fields(
     {"name": schema.text, "mean": _NUMBERS, "std": _NUMBERS}, {"knots": schema.listed(_NUMBERS)}, rest=None
 )
-KINDS = ("affine", "log", "quantile", "bounded", "position")  # that data may ask for
+KINDS = ("affine", "log", "quantile", "bounded", "position")
 KNOTS = {"quantile": 1, "bounded": 1, "position": 2}  # rows of knots for each channel
-CALIBRATED = "calibrated"  # what a trained model of a table gets (`calibration`)
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,9 @@ class Normaliser:
         log        g(x) = log x                        bounded    g(x) = log(x - low_c) - log(high_c - x)
         quantile   g is linear between the knots (x_ck, Phi^-1((k + 1/2) / K)), and goes on as at its ends
         position   g(x) = (x - m_cp) / s_cp at position p of the channel
-        calibrated g is that of quantile in the first channels, as many as there are rows of knots, but goes on with
-                   slope 1 beyond its ends; x in the others
 
-    knots: for each channel (low, high) of bounded, or the x_k of quantile and calibrated, which increase; of position
-    the m_cp of each channel, then the s_cp of each. A channel that is constant
+    knots: for each channel (low, high) of bounded, or the x_k of quantile, which increase; of position the m_cp of each
+    channel, then the s_cp of each. A channel that is constant
     in the training split gets std 1: it maps to 0 and back exactly.
     """
 
@@ -70,10 +67,9 @@ class Normaliser:
             )
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise SfumatoError("a normaliser's means must be finite and its stds finite and positive")
-        if self.kind not in (*KINDS, CALIBRATED):
-            raise SfumatoError(f"a normaliser is one of {', '.join((*KINDS, CALIBRATED))}, not {self.kind!r}")
-        rows = len(self.mean) * KNOTS.get(self.kind, 0)
-        if not 0 < len(self.knots) <= len(self.mean) if self.kind == CALIBRATED else len(self.knots) != rows:
+        if self.kind not in KINDS:
+            raise SfumatoError(f"a normaliser is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if len(self.knots) != len(self.mean) * KNOTS.get(self.kind, 0):
             raise SfumatoError(f"a normaliser {self.kind!r} has not {len(self.knots)} rows of knots")
         if self.kind == "position":
             self._require_places()
@@ -124,7 +120,7 @@ class Normaliser:
         if self.kind == "position":
             m, s = self._places(g)
             return m + s * g
-        return self._through(g, inverse=True)[0] if self.kind in ("quantile", CALIBRATED) else g
+        return self._through(g, inverse=True)[0] if self.kind == "quantile" else g
 
     def log_jacobian(self, z: Tensor) -> Tensor:
         """log |dz/dx| = sum (log g'(x) - log std_c) of each sample of z (B, C, *spatial), in nats, float64 (B,); over
@@ -139,7 +135,7 @@ class Normaliser:
             slope = -logsigmoid(g) - logsigmoid(-g) - (high - low).log()
         elif self.kind == "position":
             slope = -self._places(g)[1].log().expand_as(g)
-        elif self.kind in ("quantile", CALIBRATED):
+        elif self.kind == "quantile":
             slope = -self._through(g, inverse=True)[1].log()
         return (slope - std.log()).masked_fill(z.isnan(), 0.0).flatten(1).sum(1)
 
@@ -153,26 +149,20 @@ class Normaliser:
         if self.kind == "position":
             m, s = self._places(x)
             return (x - m) / s
-        return self._through(x)[0] if self.kind in ("quantile", CALIBRATED) else x
+        return self._through(x)[0] if self.kind == "quantile" else x
 
     def _through(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        """(g(x), g'(x)) of quantile and calibrated; inverse: of g^-1."""
-        if len(self.knots) < x.shape[1]:
-            first, rest = x.split([len(self.knots), x.shape[1] - len(self.knots)], 1)
-            found, slope = self._through(first, inverse)
-            return torch.cat((found, rest), 1), torch.cat((slope, torch.ones_like(rest)), 1)
+        """(g(x), g'(x)) of quantile; inverse: of g^-1."""
         xs = torch.tensor(self.knots, dtype=torch.float64, device=x.device)
         count = xs.shape[1]
         gs = torch.special.ndtri((torch.arange(count, dtype=torch.float64, device=x.device) + 0.5) / count)
         before, after = (gs.expand_as(xs).contiguous(), xs) if inverse else (xs, gs.expand_as(xs))
-        whole = x.transpose(0, 1).reshape(len(xs), -1).contiguous()
-        flat = whole.clamp(before[:, :1], before[:, -1:]) if self.kind == CALIBRATED else whole
-        right = torch.searchsorted(before, flat).clamp(1, count - 1)
+        flat = x.transpose(0, 1).reshape(len(xs), -1)
+        right = torch.searchsorted(before, flat.contiguous()).clamp(1, count - 1)
         x0, x1, y0, y1 = (v.gather(1, i) for v in (before, after) for i in (right - 1, right))
         slope = (y1 - y0) / (x1 - x0)
-        found, slope = y0 + (flat - x0) * slope + (whole - flat), torch.where(whole == flat, slope, 1.0)
         back = lambda v: v.reshape(x.transpose(0, 1).shape).transpose(0, 1)  # noqa: E731
-        return back(found), back(slope)
+        return back(y0 + (flat - x0) * slope), back(slope)
 
     def _places(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, std) of each position, (C, *spatial), for x (B, C, *spatial)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato import machine
 from sfumato.belief import Beliefs, Codes
 from sfumato.cascade import Staged
-from sfumato.columns import Known
+from sfumato.columns import Known, weights_of
 from sfumato.conditions import MISSING, Conditions, Given, declared, resolve, unfolded
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import frames
@@ -35,6 +35,8 @@ from sfumato.state import Shape, cat_states, first_leaf, map_state, numbered, nu
 
 STATELESS = (Staged, CouplingFlow)  # models that draw samples without states to walk along
 BATCH, ROWS, CACHED = 256, 4096, 1024  # samples at once; rows of a table; those whose activations a CPU's cache holds
+TRIES, _POOL, _FULL = 32, 8, 256  # of a row with weights; batches whose rejected rows are drawn together; rows at least
+_TRY = 1 << 48  # between the numbers of the tries of a row
 _NEARLY_NOISE = 1 - 1e-4  # where rows of a table with known symbols start: at t = 1 no symbol is known
 
 
@@ -83,23 +85,11 @@ def trajectory(
 
 
 def sample(
-    model: Model,
-    n: int = 1,
-    steps: int | None = None,
-    solver: AnySolver | None = None,
-    seed: int = 0,
-    z: Any = None,
-    index: Sequence[int] | Tensor | None = None,
-    t_start: float = 1.0,
-    t_stop: float = 0.0,
-    batch: int | None = None,
-    normalised: bool = False,
-    given: Mapping[str, Any] | None = None,
-    world: World = ALONE,
-    stages: bool = False,
-    length: Any = None,
-    **cond: Any,
-) -> Any:
+    model: Model, n: int = 1, steps: int | None = None, solver: AnySolver | None = None, seed: int = 0, z: Any = None,
+    index: Sequence[int] | Tensor | None = None, t_start: float = 1.0, t_stop: float = 0.0, batch: int | None = None,
+    normalised: bool = False, given: Mapping[str, Any] | None = None, world: World = ALONE, stages: bool = False,
+    length: Any = None, **cond: Any,
+) -> Any:  # fmt: skip
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
     Runs in batches of `batch`, 256 or for rows of a table 1,024 (4,096 on a GPU), halved if memory runs out; sample i
@@ -107,6 +97,7 @@ def sample(
     or of training on another frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
     empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). Other
     arguments: see `trajectory`; guidance: `sf.guide`; samples that depend little on the steps: `solvers.Brownian`.
+    Whole rows of a table that start from noise are drawn again until its weights accept them (`calibrate`).
     Of sequences of several lengths they are a list of arrays, as long as `length` says (one number or one each) or as
     drawn from those of the training (normalised: NaN beyond). Only those of `sf.differentiable(model)` have gradients,
     and are neither rounded nor clipped. stages: return those of all stages of a `Cascade` or `UnCLIP`, whose first
@@ -130,15 +121,18 @@ def sample(
     smooth, seen = _smooth(model, world), SampleCheck(getattr(model, "spec", None))
     finish, clean = _units(model, smooth, normalised or plan.stop > 0)
 
-    def one(part: Tensor) -> Any:
+    def one(part: Tensor, index: Tensor) -> Any:
         start, own = None if z is None else rows_of(z, part), model.rows(part) if isinstance(model, Known) else model
-        walk = trajectory(own, None, None, plan, seed, start, which[part], t_start, t_stop, cond=conditions.rows(part))
-        end = _end(walk, Noise(seed, which[part], STEP, plan.calls), None if ends is None else ends.beyond[part])
+        walk = trajectory(own, None, None, plan, seed, start, index, t_start, t_stop, cond=conditions.rows(part))
+        end = _end(walk, Noise(seed, index, STEP, plan.calls), None if ends is None else ends.beyond[part])
         seen.look(clean(end))
         return finish(end)
 
+    drawn = partial(_in_batches, one, batch, world)
+    if weights_of(model) is not None and z is None and plan.stop == 0 and not smooth:
+        drawn = partial(_accepted, drawn, model, seed, batch * world.size)
     with default_cpu(), torch.set_grad_enabled(smooth):
-        samples = world.parallel_map(partial(_in_batches, one, batch, world.size == 1), torch.arange(n))
+        samples = drawn(torch.arange(n), which)
     if plan.stop == 0:
         seen.warn()
     return samples if finish is clean and ends is None else _handed_over(samples, table, ends, finish is clean)
@@ -149,9 +143,59 @@ def rows_at_once(model: Any) -> int:
     return CACHED if getattr(model, "device", torch.device("cpu")).type == "cpu" else ROWS
 
 
-def _in_batches(one: Callable[[Tensor], Any], batch: int, halve: bool, rows: Tensor) -> Any:
-    """The samples of these rows, in batches of one size, at most `batch`; sharded networks must make equal calls."""
-    return cat_states(in_parts(one, rows, math.ceil(len(rows) / math.ceil(len(rows) / batch)), halve=halve))
+def in_order(model: Any, n: int, batch: int) -> tuple[Tensor, ...]:
+    """The places 0 .. n - 1 in parts that `sample` draws one after the other, in batches of at most `batch` rows."""
+    most = batch * (1 if weights_of(model) is None else _POOL)
+    return torch.arange(n).split(math.ceil(n / math.ceil(n / most)))
+
+
+def _accepted(
+    drawn: Callable[[Tensor, Tensor], Any], model: Any, seed: int, batch: int, places: Tensor, which: Tensor
+) -> Any:  # fmt: skip
+    """Rows of a table that are accepted by their weights, of those that `drawn` makes at places of numbers.
+
+    Row i of a seed is the first of its tries that is accepted, or the last; try k is the sample of the number
+    i + 2^48 k, so that it depends on no other row.
+    """
+
+    def good(rows: Any, index: Tensor) -> Tensor:
+        x = rows if isinstance(rows, Tensor) else model.spec.denormalise(model.process.table(rows))
+        u = Noise(seed, index, PRIOR).fold("accepted").uniform(dtype=torch.float64)
+        return model.spec.weights.accepts(model.spec.table, x, u)
+
+    made = []
+    for part in in_order(model, len(places), batch):
+        rows, tried = drawn(places[part], which[part]), 1
+        left = torch.nonzero(~good(rows, which[part]))[:, 0]
+        while len(left):
+            several = min(max(1, _FULL // len(left)), TRIES - tried)
+            index = (which[part[left], None] + _TRY * torch.arange(tried, tried + several)).flatten()
+            found = drawn(places[part[left]].repeat_interleave(several), index)
+            taken = good(found, index).view(-1, several)
+            taken[:, -1] |= tried + several == TRIES
+            some, first = taken.any(1), taken.int().argmax(1) + several * torch.arange(len(left))
+            rows = map_state(partial(_put, left[some]), rows, rows_of(found, first[some]))
+            left, tried = left[~some], tried + several
+        made.append(rows)
+    return cat_states(made)
+
+
+def _put(at: Tensor, into: Tensor, rows: Tensor) -> Tensor:
+    """`into` with these rows at the places `at`."""
+    return into.index_copy(0, at, rows)
+
+
+def _in_batches(
+    one: Callable[[Tensor, Tensor], Any], batch: int, world: World, places: Tensor, index: Tensor
+) -> Any:  # fmt: skip
+    """The samples of the numbers `index` at these places, each process's share in batches of one size, at most `batch`;
+    sharded networks must make equal calls."""
+
+    def some(rows: Tensor) -> Any:
+        size = math.ceil(len(rows) / math.ceil(len(rows) / batch))
+        return cat_states(in_parts(lambda own: one(places[own], index[own]), rows, size, halve=world.size == 1))
+
+    return world.parallel_map(some, torch.arange(len(places)))
 
 
 def _handed_over(samples: Any, table: Any, ends: _Ends | None, normalised: bool) -> Any:

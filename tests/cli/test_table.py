@@ -170,20 +170,25 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         assert status == 2 and said in err, (words, err)
 
 
-def test_samples_without_the_map_of_marginals(call, refused, models, trees, tmp_path):
+def test_samples_with_and_without_the_weights_of_marginals(call, refused, models, trees, tmp_path):
+    """Rows that are written in parts, of which some are drawn again, are those that `sample` draws."""
     status, _, err = call("train", trees, "-o", tmp_path / "run", *SMALL)
     assert status == 0, err
     model = sf.calibrate(sf.load(tmp_path / "run"), TREES, 512)
     sf.save(model, tmp_path / "model.safetensors")
+    rows = {}
     for more in ([], ["--uncalibrated"]):
-        status, out, err = call("sample", tmp_path / "model.safetensors", "-n", "30", "-o", "out.csv", "--json", *more)
+        how = ("--batch", "8", "--steps", "3", "--json")
+        status, out, err = call("sample", tmp_path / "model.safetensors", "-n", "150", "-o", "out.csv", *how, *more)
         assert status == 0 and json.loads(out)["manifest"].get("uncalibrated", False) == bool(more), err
-        expected = frames.arrays(model.spec.table, _rows(sf.uncalibrated(model) if more else model, 30))
-        assert csv.read_csv(tmp_path / "out.csv")["height"].to_pylist() == expected["height"].tolist()
+        expected = frames.arrays(model.spec.table, _rows(sf.uncalibrated(model) if more else model, 150))
+        rows[len(more)] = csv.read_csv(tmp_path / "out.csv")["height"].to_pylist()
+        assert rows[len(more)] == expected["height"].tolist()
+    assert rows[0] != rows[1]
     status, _, err = call("sample", tmp_path / "run", "-n", "30", "-o", "out.csv", "--uncalibrated")
-    assert status == 0 and err.count("is not calibrated, so --uncalibrated changes nothing") == 1, err
+    assert status == 0 and err.count("has not been calibrated, so --uncalibrated changes nothing") == 1, err
     assert "--uncalibrated is for models of tables" in refused("sample", models["points"], "--uncalibrated")
 
 
 def _rows(model, n):
-    return model.spec.denormalise(model.process.table(sf.sample(model, n, normalised=True)))
+    return model.spec.denormalise(model.process.table(sf.sample(model, n, steps=3, batch=8, normalised=True)))

@@ -50,6 +50,8 @@ def drawn(model, n, **more):
 
 
 def test_samples_have_the_joint_law(model):
+    """By the weights of the marginals, too, which keep the means of groups that lie apart in a column."""
+    assert model.spec.weights is not None
     kind, size, weight, tall = drawn(model, N)
     assert np.abs(np.bincount(kind, minlength=3) / N - SHARES).max() < 0.04
     for k in range(3):

@@ -64,7 +64,7 @@ CONTROL = Command(
 
 UNCALIBRATED = flag(
     "--uncalibrated", bool,
-    "Of tables: numbers with the marginals that the model has learned, not with those of its training rows.",
+    "Of tables: every row that the model draws, whose numbers have the marginals that it has learned.",
 )  # fmt: skip
 
 _EDIT = "given a sample or a measurement (pictures, or .npy files)"

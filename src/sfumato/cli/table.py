@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections import Counter
@@ -24,7 +23,7 @@ from sfumato.distributed import World
 from sfumato.errors import SfumatoError, SfumatoWarning, whole
 from sfumato.machine import device_of
 from sfumato.progress import counting
-from sfumato.sampling import known_columns, rows_at_once, sample
+from sfumato.sampling import in_order, known_columns, rows_at_once, sample
 from sfumato.solver_selection import make_plan
 
 NUMBER = 1000
@@ -69,11 +68,10 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
 
 def _batches(options: Any, model: Any, index: torch.Tensor, world: World) -> Iterator[torch.Tensor]:
     """The rows of the table, in the batches in which `sample` draws them all, so that they are the same."""
-    most = (options.batch or rows_at_once(model)) * world.size
-    size = math.ceil(len(index) / math.ceil(len(index) / most))
-    how = {"steps": options.steps, "solver": options.solver, "seed": options.seed, "batch": size, "world": world}
+    batch = options.batch or rows_at_once(model)
+    how = {"steps": options.steps, "solver": options.solver, "seed": options.seed, "batch": batch, "world": world}
     with counting("Drawing rows", len(index)) as count:
-        for part in torch.arange(len(index)).split(size):
+        for part in in_order(model, len(index), batch * world.size):
             own = model.rows(part) if isinstance(model, Known) else model
             z = sample(own, index=index[part], normalised=True, **how)
             yield own.spec.denormalise(own.process.table(z))

@@ -18,11 +18,13 @@ from .. import cache, schema
 from ..conditions import MISSING, Condition, Conditions, Label, Text, fit, from_config, without_gaps
 from ..conditions.real import Real
 from ..errors import SfumatoError, SfumatoWarning, an, counted
-from ..normaliser import CALIBRATED, Normaliser, Statistics
 from ..normaliser import SCHEMA as NORMALISER
+from ..normaliser import Normaliser, Statistics
 from ..registry import register
 from . import lengths, normalising
 from .lengths import Lengths
+from .row_weights import SCHEMA as WEIGHTS
+from .row_weights import RowWeights
 from .statistics import GROUP, statistics, unseen
 from .table_schema import SCHEMA as TABLE
 from .table_schema import TableSchema
@@ -59,7 +61,7 @@ _CONDITIONS = schema.mapping(schema.mapping(schema.anything))
 _LATER = {
     "text": schema.optional(TOKENISER), "table": schema.optional(TABLE), "stored": schema.mapping(schema.anything),
     "missing": schema.listed(schema.number(0, 1)), "lengths": schema.optional(lengths.SCHEMA),
-    "unseen": schema.listed(schema.whole(0, 2**31)),
+    "unseen": schema.listed(schema.whole(0, 2**31)), "weights": schema.optional(WEIGHTS),
 }  # fmt: skip
 _SPEC = schema.fields({**_KEYS, "conditions": _CONDITIONS}, _LATER, rest=None)
 _SPEC_1 = schema.fields({**_KEYS, "classes": schema.listed(schema.text)}, rest=None)
@@ -87,6 +89,7 @@ class DataSpec:
         samples. The network gets their mask.
     lengths: the law of the lengths of sequences, beyond whose ends values are missing; None for samples of one shape.
     unseen: which values of a flat sample are missing in all of the training; `denormalise` leaves them NaN.
+    weights: of rows of a table, by which `sample` accepts them (`calibration`).
     """
 
     shape: tuple[int, ...]
@@ -103,6 +106,7 @@ class DataSpec:
     missing: tuple[float, ...] = ()
     lengths: Lengths | None = None
     unseen: tuple[int, ...] = ()
+    weights: RowWeights | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -115,6 +119,8 @@ class DataSpec:
             )
         if self.table is not None and self.shape != (self.table.numbers + len(self.table.symbols),):
             raise SfumatoError(f"a data spec of shape {self.shape} has another number of columns than its table")
+        if self.weights is not None:
+            self.weights.require_of(self.table)
         if len(self.missing) not in (0, len(self.normaliser.mean)):
             raise SfumatoError("a data spec needs the share of missing values of each channel, or none")
         if self.unseen and not (self.missing and max(self.unseen) < math.prod(self.shape)):
@@ -308,7 +314,7 @@ class DataSpec:
             for v in (figures.quiet_sample, figures.quiet, figures.low, figures.high)
         )
         quiet = one if bool((one > 0).any()) else several if len(x) >= GROUP else one
-        own = self.normaliser.kind in ("affine", CALIBRATED)
+        own = self.normaliser.kind == "affine"
         plain = [own and pair == (0.0, 1.0) for pair in zip(self.normaliser.mean, self.normaliser.std, strict=True)]
         known = (quiet > 0) & ~torch.tensor(plain)
         if not known.any() or not bool((std < SCALE_TOLERANCE * quiet)[known].all()):
@@ -351,7 +357,9 @@ class DataSpec:
             what = "texts of up to" if self.whole_texts else "windows of"
             return [f"text {self.name!r}: {what} {self.shape[1]:,} symbols, {self.text.describe()}."]
         if self.table is not None:
-            return [f"table {self.name!r} of {counted(len(self.table.fields), 'column')}.", *self.table.describe()]
+            lines = [f"table {self.name!r} of {counted(len(self.table.fields), 'column')}.", *self.table.describe()]
+            weighted = "rows are accepted by weights, so that numbers have the marginals of the training rows."
+            return lines if self.weights is None else [*lines, weighted]
         size = size if self.lengths is None else self.lengths.describe(self.shape[0])
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]
         if self.normaliser.kind != "affine":
@@ -391,6 +399,7 @@ class DataSpec:
             **({"missing": list(self.missing)} if self.missing else {}),
             **({} if self.lengths is None else {"lengths": self.lengths.to_dict()}),
             **({"unseen": list(self.unseen)} if self.unseen else {}),
+            **({} if self.weights is None else {"weights": self.weights.to_dict()}),
         }
 
     @classmethod
@@ -400,7 +409,8 @@ class DataSpec:
         if "classes" in data:  # of format 1
             label = {"label": Label(tuple(data["classes"])).config()} if data["classes"] else {}
             data = {name: value for name, value in data.items() if name != "classes"} | {"conditions": label}
-        data = {"text": None, "table": None, "stored": {}, "missing": (), "lengths": None, "unseen": (), **data}
+        none = dict.fromkeys(("text", "table", "lengths", "weights"))
+        data = {**none, "stored": {}, "missing": (), "unseen": (), **data}
         bounds = data["bounds"]
         return cls(
             shape=tuple(data["shape"]),
@@ -417,6 +427,7 @@ class DataSpec:
             missing=tuple(map(float, data["missing"])),
             lengths=None if data["lengths"] is None else Lengths.from_dict(data["lengths"]),
             unseen=tuple(data["unseen"]),
+            weights=None if data["weights"] is None else RowWeights.from_dict(data["weights"]),
         )
 
 

@@ -93,7 +93,8 @@ _REPORT = schema.fields(
         "text": schema.optional(_TEXT), "text_missing": schema.optional(schema.text),
         "metrics": schema.optional(schema.mapping(_METRIC)), "metrics_missing": schema.optional(schema.text),
         "marginals": schema.optional(
-            schema.fields({**dict.fromkeys(("draws", "rows"), schema.whole(0)), "seconds": _NUMBER},
+            schema.fields({**dict.fromkeys(("draws", "rows"), schema.whole(0)),
+                           **dict.fromkeys(("seconds", "accepted"), _NUMBER)},
                           dict.fromkeys(("before", "after", "real"), _NUMBER))
         ),
     },
@@ -405,7 +406,8 @@ def text_words(found: Facts) -> str:
 
 def marginals_words(found: Facts) -> str:
     """A sentence on the calibration of a table's numbers."""
-    fit = f"Numbers have the marginals of the training rows by {found['draws']:,} draws ({found['seconds']:.1f} s)"
+    fit = f"Numbers have the marginals of the training rows by weights fitted to {found['draws']:,} draws "
+    fit += f"({found['seconds']:.1f} s), which accept {100 * found['accepted']:.0f} % of the rows drawn"
     if "after" not in found:
         return f"{fit}."
     return (

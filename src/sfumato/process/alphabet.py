@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import Tensor
 
-from sfumato.data import DataSpec
+from sfumato.data import DataSpec, Normaliser
 from sfumato.errors import SfumatoError
-from sfumato.normaliser import CALIBRATED
 
 
 def symbols(x: Tensor, states: int) -> Tensor:
@@ -20,19 +19,18 @@ def symbols(x: Tensor, states: int) -> Tensor:
     return whole
 
 
-def unscaled(spec: DataSpec, channels: Sequence[int], states: int) -> DataSpec:
+def unscaled(spec: DataSpec, channels: Iterable[int], states: int) -> DataSpec:
     """The spec with these channels left unscaled; SfumatoError if they do not hold symbols."""
-    if spec.normaliser.kind not in ("affine", CALIBRATED) or min(channels) < len(spec.normaliser.knots):
+    if spec.normaliser.kind != "affine":
         raise SfumatoError(f"symbols are not normalised: leave --normalise {spec.normaliser.kind} out")
-    mean, std = list(spec.normaliser.mean), list(spec.normaliser.std)
-    low = min(spec.statistics.low[channel] for channel in channels)
-    high = max(spec.statistics.high[channel] for channel in channels)
+    mean, std, own = list(spec.normaliser.mean), list(spec.normaliser.std), list(channels)
+    low = min(spec.statistics.low[channel] for channel in own)
+    high = max(spec.statistics.high[channel] for channel in own)
     if low < 0 or high > states - 1:
         raise _foreign(states, low, high)
-    for channel in channels:
+    for channel in own:
         mean[channel], std[channel] = 0.0, 1.0
-    normaliser = dataclasses.replace(spec.normaliser, mean=tuple(mean), std=tuple(std))
-    return dataclasses.replace(spec, normaliser=normaliser)
+    return dataclasses.replace(spec, normaliser=Normaliser(tuple(mean), tuple(std)))
 
 
 def by_symbol(y: Tensor, n: int) -> Tensor:

@@ -164,9 +164,9 @@ class TrainConfig:
     drop: float = 0.1
     """Fraction of the samples in which each condition is dropped, and with several conditions also all at once, as
     guidance needs."""
-    calibrate: bool = False
-    """Of a table: at the end of the run give its numbers the marginals of the training rows, column by column, by a map
-    that is fitted to draws of the model. Whole rows are then a little further from real ones."""
+    calibrate: bool = True
+    """Of a table: at the end of the run give its numbers the marginals of the training rows, by weights that are fitted
+    to draws of the model. About a third of the rows that it draws are then drawn again."""
     holdout: float = 0.05
     """Fraction of the samples held out for validation, chosen by the hash of each sample."""
     guidance: float = 2.5

@@ -14,7 +14,7 @@ import torch
 
 from sfumato import serialization, trees
 from sfumato.calibration import Calibration
-from sfumato.columns import with_map
+from sfumato.columns import with_weights
 from sfumato.conditions import Conditions, of_data
 from sfumato.data import Source
 from sfumato.data.rows import Samples
@@ -96,7 +96,7 @@ class Session:
     @property
     def best(self) -> Any:
         """The model to use, as its file has it."""
-        return self.state.best if self.calibration is None else with_map(self.state.best, self.calibration.knots)
+        return self.state.best if self.calibration is None else with_weights(self.state.best, self.calibration.weights)
 
     @property
     def fraction(self) -> float:
