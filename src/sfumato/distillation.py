@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sfumato import folder, serialization
 from sfumato.conditions import Text, declared
 from sfumato.distributed import World, joined
@@ -16,6 +18,7 @@ from sfumato.flow_map import innermost
 from sfumato.guidance import Guided, GuidedByCondition, Scale, is_range
 from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
+from sfumato.nets.layout import channels_last
 from sfumato.objectives.adversary import reads
 from sfumato.objectives.taught import TaughtLoss
 from sfumato.process import Masked
@@ -61,10 +64,10 @@ def distill(
     or of a run in minutes as many as take a fifth of these (`teacher_samples.number`), which count beside them.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
     on from where the first has led in FIRST of the budget; "auto" is what comes nearest to the teacher in equal time,
-    AUTO, of pictures OF_PICTURES, and of small ones of a U-Net OF_PATHS. init: a student, file or run, that is trained further, in
-    place of one that starts at the teacher. calls: the numbers of calls that the student is for. guidance, interval:
-    the scale of the teacher's guidance and its levels of logsnr, which the student then has for good, at no second
-    call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat",
+    AUTO, of pictures OF_PICTURES, and of small ones of a U-Net OF_PATHS. init: a student, file or run, that is trained
+    further, in place of one that starts at the teacher. calls: the numbers of calls that the student is for. guidance,
+    interval: the scale of the teacher's guidance and its levels of logsnr, which the student then has for good, at no
+    second call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat",
     guidance_scale=2.5)`. settings: those of `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
@@ -178,7 +181,10 @@ def file_teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] |
             f"{path} is no longer the teacher of this run: its hash begins with {facts['hash'][: len(hash)]}, and was "
             f"{hash}. Put the file back, or distil the new one in a new run."
         )
-    return guided(serialization.load_sampler(path), guidance, interval)
+    model = serialization.load_sampler(path)
+    if isinstance(model, nn.Module):
+        channels_last(model)
+    return guided(model, guidance, interval)
 
 
 def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:

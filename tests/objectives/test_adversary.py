@@ -12,6 +12,7 @@ import sfumato as sf
 from map_cases import LAW
 from sfumato.conditions import Conditions
 from sfumato.distributed import ALONE
+from sfumato.flow_map import unit
 from sfumato.objectives.adversary import Adversary
 from sfumato.objectives.path_distillation import PathDistillation
 from sfumato.training.console import Silent
@@ -77,7 +78,7 @@ def test_its_gradient_has_the_size_that_is_asked_for() -> None:
     batch = SimpleNamespace(
         x=torch.randn(8, 1, 8, 8), index=NUMBERS, cond=Conditions({}), world=ALONE, u=torch.linspace(0, 1, 8)
     )
-    mean, seen = sf.FlowMap.mean, []
+    seen = []
     for share in (0.0, 1.0, 2.0):
         loss = PathDistillation(teacher, paths=8, steps=2, calls=(1,), adversary=share, every=1, alone=0)
         loss.free = 0.0  # all are paths from noise to data
@@ -85,10 +86,13 @@ def test_its_gradient_has_the_size_that_is_asked_for() -> None:
         for head in () if loss.judge is None else loss.judge.heads:
             torch.nn.init.constant_(head.last.weight, 0.3)
         outputs: list[Tensor] = []
-        kept: Any = SimpleNamespace(
-            process=model.process, spec=None, mean=lambda *a, outputs=outputs, **c: outputs.append(mean(model, *a, **c)) or outputs[-1]
-        )  # fmt: skip
-        found = loss.losses(kept, batch)
+
+        def kept(*args: Any, outputs: list[Tensor] = outputs, **cond: Any) -> Tensor:
+            outputs.append(model.mean(*args, **cond))
+            return outputs[-1]
+
+        watched: Any = SimpleNamespace(process=model.process, spec=None, mean=kept)
+        found = loss.losses(watched, batch)
         seen.append(found.detach())
         grads.append(list(torch.autograd.grad(found.sum(), outputs)))
     own, once, twice = (each[0] for each in grads)
@@ -113,10 +117,11 @@ def test_beyond_the_bounds_of_the_data_a_sample_has_no_error(tmp_path: Path) -> 
     loss._kept["w"][:, -1] = low - 0.3  # the teacher's paths end below black
     process, theta = model.process, loss._angle(model, torch.zeros(4))
     for below, least, most in ((1.0, 0.0, 1e-12), (-0.5, 0.01, 1.0)):  # a student that ends below, and above black
-        end = low - below
-        answer: Any = SimpleNamespace(
-            process=process, spec=teacher.spec, mean=lambda z, t, s, end=end: (end - sf.flow_map.unit(process, z, t)) / theta[:, None, None, None]
-        )  # fmt: skip
+
+        def ends(z: Tensor, t: Tensor, s: Tensor, end: float = low - below) -> Tensor:
+            return (end - unit(process, z, t)) / theta[:, None, None, None]
+
+        answer: Any = SimpleNamespace(process=process, spec=teacher.spec, mean=ends)
         assert least <= float(loss.losses(answer, batch).mean()) <= most
 
 
@@ -126,7 +131,9 @@ def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
     method = "path-distillation(paths=48, every=4, steps=4, adversary=1, alone=32)"
     how = {"method": method, "calls": (1, 2), "decay": 0.0, "samples": 64, **words}
     whole = sf.distill(file, tmp_path / "whole", steps=7, **how)
-    plain = sf.distill(file, tmp_path / "plain", steps=7, **{**how, "method": method.replace("adversary=1", "adversary=0")})
+    plain = sf.distill(
+        file, tmp_path / "plain", steps=7, **{**how, "method": method.replace("adversary=1", "adversary=0")}
+    )
     sf.distill(file, tmp_path / "parts", steps=3, **how)
     parts = sf.resume(tmp_path / "parts", steps=7, console=Silent())
     ours, theirs, without = (dict(run.denoiser.net.state_dict()) for run in (whole, parts, plain))

@@ -30,7 +30,9 @@ def test_the_exact_map_is_the_fixed_point() -> None:
     exact: Any = ExactMap(LAW, sf.Gaussian("cosine"))
     found = []
     for steps in (24, 48, 96):
-        loss = PathDistillation(LAW.denoiser(sf.Gaussian("flow")), paths=16, every=1, steps=steps, calls=(1, 2, 4), huber=0)
+        loss = PathDistillation(
+            LAW.denoiser(sf.Gaussian("flow")), paths=16, every=1, steps=steps, calls=(1, 2, 4), huber=0
+        )
         found.append(float(loss.losses(exact, samples(64)).mean()))
     assert found[2] < 1e-6 and found[0] > 8 * found[1] > 64 * found[2]
     doubled: Any = SimpleNamespace(process=exact.process, mean=lambda *args, **cond: 1.1 * exact.mean(*args, **cond))

@@ -28,8 +28,7 @@ from sfumato.noise import Noise, seeded
 from sfumato.state import numbers_like
 
 _LEVELS = (0.02, 0.32)  # of the noise, in shares of the largest angle
-_WIDTH = 64
-_FINE = 14  # a head halves finer grids twice
+_WIDTH = 32
 
 
 def reads(teacher: Any) -> bool:
@@ -39,18 +38,18 @@ def reads(teacher: Any) -> bool:
 
 
 class Head(nn.Module):
-    """(B, C, H, W) -> (B,), 0 at first: two convolutions of h / scale, and the mean over places.
+    """(B, C, H, W) -> (B,), 0 at first: a mixture of the channels of h / scale, a convolution, the mean over places.
 
     scale (C, 1, 1): the root mean square of each channel, in the first features that it sees.
     """
 
     scale: Tensor
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("scale", torch.zeros(channels, 1, 1))
-        self.first = nn.Conv2d(channels, _WIDTH, 3, stride=2 if side > _FINE else 1, padding=1)
-        self.second, self.norm = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1), nn.GroupNorm(8, _WIDTH)
+        self.mixture = nn.Conv2d(channels, _WIDTH, 1)
+        self.convolution, self.norm = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1), nn.GroupNorm(8, _WIDTH)
         self.last = nn.Conv2d(_WIDTH, 1, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -58,8 +57,8 @@ class Head(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if not bool(self.scale.any()):
             self.scale.copy_(h.detach().square().mean((0, 2, 3)).sqrt().add(1e-6)[:, None, None])
-        h = nn.functional.silu(self.first(h / self.scale))
-        found: Tensor = self.last(nn.functional.silu(self.norm(self.second(h)))).flatten(1).mean(1)
+        h = nn.functional.silu(self.mixture(h / self.scale))
+        found: Tensor = self.last(nn.functional.silu(self.norm(self.convolution(h)))).flatten(1).mean(1)
         return found
 
 
@@ -75,10 +74,10 @@ class Adversary(nn.Module):
                 "An adversary reads the encoder of a U-Net of pictures, and the teacher's network is "
                 f"{type(model.net).__name__}: leave adversary= out."
             )
-        self._model, self._stages = (model,), [stage for level in net.encoder for stage in level]
-        sizes = [(stage.block.outputs, max(net.grids[i])) for i, level in enumerate(net.encoder) for stage in level]
+        self._model: tuple[Any] = (model,)  # in a tuple, so that its weights are not the loss's state
+        self._stages: list[Any] = [stage for level in net.encoder for stage in level]
         with seeded(seed):
-            self.heads = nn.ModuleList(Head(channels, side) for channels, side in sizes)
+            self.heads = nn.ModuleList(Head(stage.block.outputs) for stage in self._stages)
         self._made: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}  # features of both samples of a step
 
     def pull(self, x: Tensor, theirs: Tensor, index: Tensor, seed: int, cond: Conditions) -> Tensor:
