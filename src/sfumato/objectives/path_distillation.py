@@ -49,7 +49,7 @@ class PathDistillation(MapLoss):
     student's.
     """
 
-    settings: ClassVar[dict[str, Any]] = {"lr": 2e-3}
+    settings: ClassVar[dict[str, Any]] = {"lr": 4e-3}
 
     def __init__(
         self, teacher: Teacher | None = None, paths: int = 4096, every: int = 10, steps: int = 8,
