@@ -22,6 +22,7 @@ from sfumato.conditions import Conditions, declared
 from sfumato.errors import SfumatoError
 from sfumato.flow_map import innermost
 from sfumato.nets import UNet
+from sfumato.nets.blocks import zero
 from sfumato.nets.growth import core
 from sfumato.nets.watching import outputs
 from sfumato.noise import Noise, seeded
@@ -50,9 +51,7 @@ class Head(nn.Module):
         self.register_buffer("scale", torch.zeros(channels, 1, 1))
         self.mixture = nn.Conv2d(channels, _WIDTH, 1)
         self.convolution, self.norm = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1), nn.GroupNorm(8, _WIDTH)
-        self.last = nn.Conv2d(_WIDTH, 1, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zero(nn.Conv2d(_WIDTH, 1, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         if not bool(self.scale.any()):

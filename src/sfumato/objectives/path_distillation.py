@@ -226,7 +226,7 @@ class PathDistillation(MapLoss):
 
 def _inside(model: FlowMap, w: Tensor, ends: Tensor) -> Tensor:
     """w (B, ...), of paths that end at data cut where samples are, at the bounds that the data declare."""
-    spec = getattr(model, "spec", None)
+    spec: Any = getattr(model, "spec", None)
     if getattr(spec, "bounds", None) is None:
         return w
     scale = _scale(model.process, torch.zeros(1, dtype=torch.float64))
