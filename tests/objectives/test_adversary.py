@@ -146,3 +146,22 @@ def test_mistakes() -> None:
         Adversary(sf.Denoiser(sf.nets.MLP(2, 8, 1), sf.Gaussian("flow")), 0)
     with pytest.raises(sf.SfumatoError, match="adversary"):
         PathDistillation(LAW.denoiser(sf.Gaussian("flow")), adversary=-1)
+
+
+def test_it_joins_little_by_little() -> None:
+    teacher = untrained()
+    loss = PathDistillation(teacher, paths=8, every=1, steps=2, calls=(1,), adversary=1.0, alone=16)
+    loss.free = 0.0
+    model: Any = sf.FlowMap.student(teacher, (1,), 0.0, "ddim")
+    loss.suits(model)
+    for head in loss.judge.heads if loss.judge is not None else ():
+        torch.nn.init.constant_(head.last.weight, 0.3)
+    batch = SimpleNamespace(x=torch.randn(24, 1, 8, 8), index=torch.arange(24), cond=Conditions({}), world=ALONE)
+    mean = torch.randn(24, 1, 8, 8).requires_grad_()
+    answer: Any = SimpleNamespace(process=model.process, mean=lambda *args, **cond: mean)
+    (grad,) = torch.autograd.grad(loss.losses(answer, batch).sum(), mean)
+    alone = PathDistillation(teacher, paths=8, every=1, steps=2, calls=(1,))
+    alone.free = 0.0
+    (own,) = torch.autograd.grad(alone.losses(answer, batch).sum(), mean)
+    part = (grad - own).flatten(1).norm(dim=1)
+    assert not bool(part[:16].any()) and 0 < float(part[16]) and float(part[16]) < float(part[20:].mean())

@@ -239,6 +239,13 @@ class DataSpec:
             x = x.flatten(1).index_fill(1, torch.tensor(self.unseen, device=x.device), math.nan).view(x.shape)
         return self.rounded(x)
 
+    def inside(self, z: Tensor) -> Tensor:
+        """z (B, *shape) cut where its x would be, at the declared bounds."""
+        if self.bounds is None:
+            return z
+        low, high = (self.normalise(torch.full((1, *self.shape), bound)).to(z) for bound in self.bounds)
+        return z.clamp(low, high)
+
     def rounded(self, x: Tensor) -> Tensor:
         """Real numbers x (B, *shape) in the user's units -> in the user's dtype too, as `denormalise` says."""
         dtype = self.torch_dtype

@@ -151,6 +151,12 @@ def walk(model: FlowMap, z: Tensor, calls: int, **cond: Any) -> Tensor:
     return z
 
 
+def inside(model: Any, x: Tensor) -> Tensor:
+    """Normalised samples x (B, ...) cut at the bounds that the data declare, as they are in the user's units."""
+    spec = getattr(model, "spec", None)
+    return x if spec is None or spec.bounds is None else spec.inside(x)
+
+
 class MapLoss(TaughtLoss, abc.ABC):
     """A loss of flow maps: draws paths, and compares the map's means with targets.
 
@@ -234,8 +240,8 @@ class MapLoss(TaughtLoss, abc.ABC):
         if self.teacher is None:
             return self.losses(model, batch)
         z = self.start(model, batch, noise.TRAIN_NOISE)
-        fine = self.solution(model, batch, z)
-        off = [square(walk(model, z, calls, **batch.cond) - fine) for calls in self.walked]
+        fine = inside(model, self.solution(model, batch, z))
+        off = [square(inside(model, walk(model, z, calls, **batch.cond)) - fine) for calls in self.walked]
         return torch.stack(off).mean(0) / model.process.sigma_data**2
 
     def start(self, model: FlowMap, batch: Any, purpose: int) -> Tensor:

@@ -58,8 +58,8 @@ class Loss(nn.Module, abc.ABC):
     what an output of a `nets.Transformer` may hear. by_noise: whether the noise of a sample rises with its number u, so
     that held-out losses are told apart by it. skips: whether missing values (`conditions.missing`) are left out.
     watched: what a held-out loss measures, if a run is to stop where it keeps rising.
-    turns: the players' steps for each of the network's, where there are `player_losses`; turn: the number of the
-    present one, from 0, which the engine sets.
+    rate: the players' learning rate over the network's. turns: their steps for each of the network's, where there are
+    `player_losses`; turn: the number of the present one, from 0, which the engine sets.
     """
 
     network: str | None = None
@@ -68,6 +68,7 @@ class Loss(nn.Module, abc.ABC):
     skips: bool = False
     carries: bool = False
     watched: str | None = None
+    rate: float = 1.0
     turns: int = 1
     turn: int = 0
 

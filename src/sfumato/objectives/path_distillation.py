@@ -29,7 +29,7 @@ from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, whole
 from sfumato.flow_map import FlowMap, angle, unit
 from sfumato.objectives.adversary import Adversary
-from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, moved, rate, square, step
+from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, inside, moved, rate, square, step
 from sfumato.objectives.taught import Teacher
 from sfumato.registry import register
 from sfumato.state import numbers_like
@@ -45,11 +45,12 @@ class PathDistillation(MapLoss):
     two-step Adams-Bashforth method in theta). calls: three of four pairs of states are a step of one of these numbers
     of equal calls, as far as they divide K; the others are any two. huber: c; 0 is the square.
     adversary: the size of the gradient of an `Adversary` of the samples, of pictures by a U-Net, in that of this error,
-    in the mean over a batch; 0 for none. It joins after `alone` samples, and takes `turns` steps for each of the
-    student's.
+    in the mean over a batch; 0 for none. It joins after `alone` samples, little by little in a quarter as many, and
+    takes `turns` steps for each of the student's.
     """
 
     settings: ClassVar[dict[str, Any]] = {"lr": 4e-3}
+    rate = 0.5
 
     def __init__(
         self, teacher: Teacher | None = None, paths: int = 4096, every: int = 10, steps: int = 8,
@@ -97,31 +98,34 @@ class PathDistillation(MapLoss):
         t, s = (flow_map.time(model.process, each) for each in (theta, s_theta))
         z = first * broadcast(1 / _scale(model.process, t), first)
         mean, distance = model.mean(z, t, s, **cond.to(z.device)), broadcast(theta - s_theta, first)
-        ours, theirs = (_inside(model, each, end == self.steps) for each in (first + distance * mean, last))
+        ours, theirs = (self._cut(model, each, end == self.steps) for each in (first + distance * mean, last))
         error = (ours - theirs) / distance
         found = pseudo_huber(error, self.huber)
         if self.judge is None or not mean.requires_grad:
             return found
-        rows = self._judged(batch.index)
-        return found + self._pull(model, found, mean, (ours[rows], theirs[rows]), batch.index[rows], cond.rows(rows))
+        return found + self._pull(model, found, mean, (ours, theirs), batch.index, cond)
 
     def _pull(
         self, model: FlowMap, found: Tensor, mean: Tensor, ends: tuple[Tensor, Tensor], index: Tensor, cond: Conditions
     ) -> Tensor:  # fmt: skip
         """0, whose gradient in the means is the adversary's, `adversary` times as large as that of the losses found.
 
-        ends: w of the student and the teacher at the ends of the paths of these numbers.
+        ends: w of the student and the teacher at the ends of the paths.
         """
         assert self.judge is not None
-        if not len(index):
+        rows = self._judged(index)
+        if not len(rows):
             return torch.zeros_like(found)
         self.beside(mean)
-        x, theirs = (each * float(1 / _scale(model.process, torch.zeros(1))) for each in ends)
+        index, cond = index[rows], cond.rows(rows)
+        x, theirs = (each[rows] * float(1 / _scale(model.process, torch.zeros(1))) for each in ends)
         (own,) = torch.autograd.grad(found.sum(), mean, retain_graph=True)
         pull = self.judge.pull(x, theirs, index, self.seed, cond.to(x.device))
         (pull,) = torch.autograd.grad(x, mean, pull, retain_graph=True)
         own = own[pull.flatten(1).any(1)]  # of the paths that end at data
-        part = (self.adversary * own.norm() / pull.norm().clamp_min(1e-30) * pull * mean).flatten(1).sum(1)
+        joined = ((index + 1 - self.alone) / max(1, self.alone / 4)).clamp(0, 1)
+        strength = torch.zeros_like(found).index_copy(0, rows.to(found.device), self.adversary * joined.to(found))
+        part = strength * own.norm() / pull.norm().clamp_min(1e-30) * (pull * mean).flatten(1).sum(1)
         return part - part.detach()
 
     def player_losses(self, model: FlowMap, batch: Any) -> Tensor:
@@ -136,6 +140,11 @@ class PathDistillation(MapLoss):
     def observe(self, batch: Any, losses: Tensor) -> None:
         if self.judge is not None:
             self.judge.forget()
+
+    def _cut(self, model: FlowMap, w: Tensor, ends: Tensor) -> Tensor:
+        """w (B, ...), of the paths that end at data cut as samples are."""
+        scale = float(_scale(model.process, torch.zeros(1, dtype=torch.float64)))
+        return torch.where(broadcast(ends, w).bool(), inside(model, w / scale) * scale, w)
 
     def _judged(self, index: Tensor) -> Tensor:
         """The places of the samples of the run that the adversary sees: paths that end at data."""
@@ -222,16 +231,6 @@ class PathDistillation(MapLoss):
         own = self.state_dict()
         self.load_state_dict({name: tensors[name] for name in own})
         self._kept = {name: value.clone() for name, value in tensors.items() if name not in own}
-
-
-def _inside(model: FlowMap, w: Tensor, ends: Tensor) -> Tensor:
-    """w (B, ...), of paths that end at data cut where samples are, at the bounds that the data declare."""
-    spec: Any = getattr(model, "spec", None)
-    if getattr(spec, "bounds", None) is None:
-        return w
-    scale = _scale(model.process, torch.zeros(1, dtype=torch.float64))
-    low, high = (spec.normalise(torch.full((1, *w.shape[1:]), bound)).to(w) * float(scale) for bound in spec.bounds)
-    return torch.where(broadcast(ends, w).bool(), w.clamp(low, high), w)
 
 
 def pseudo_huber(error: Tensor, c: float) -> Tensor:

@@ -17,6 +17,7 @@ from sfumato.diagnostics import report
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
 from sfumato.guidance import SCALE, GuidedByCondition
+from sfumato.objectives.flow_maps import inside
 from sfumato.progress import counting
 from sfumato.sampling import sample
 from sfumato.training.session import Hook, Session
@@ -76,7 +77,7 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
 
     def states(model: Any, steps: int, solver: Any = None) -> Tensor:
         found: Tensor = sample(model, number, steps, solver, seed, normalised=True, cond=cond)
-        return found.double()
+        return inside(teacher, found).double()
 
     with counting("The model's own fine solution, calls of its network") as count, ExitStack() as stack:
         if isinstance(net := getattr(teacher, "net", None), nn.Module):

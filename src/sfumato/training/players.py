@@ -1,7 +1,7 @@
 """Players: parameters of a loss with an optimiser of their own, such as a critic, a fake score or loss weights.
 
-They take an AdamW step, at the same learning rate, after the network's. Their gradients are those of
-the mean of `player_losses(model, batch)` if the loss has it, otherwise those that `losses` produced. With
+They take an AdamW step, at the learning rate of the network times `rate`, after the network's. Their gradients are
+those of the mean of `player_losses(model, batch)` if the loss has it, otherwise those that `losses` produced. With
 `player_losses` a loss may ask for several steps, `turns`; it then finds the number of the present one in `turn`.
 """
 
@@ -24,6 +24,7 @@ class Players:
         self.optimizer = None
         if self.parameters:
             self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=(0.9, 0.99), weight_decay=0.0)
+            self.optimizer.param_groups[0]["rate"] = getattr(loss, "rate", 1.0)
 
     def step(self, model: Any, parts: Iterable[Any], total: int, lr: float, world: World) -> None:
         """Step the players. parts: this process's share of a batch of `total` samples, in micro-batches."""
