@@ -177,7 +177,7 @@ SAMPLE = Command(
             "--autoguide", "FILE",
             "Guide away from this weaker model of the same data, by --guidance. The run's own raw weights: raw.",
         ),
-        flag("--steps", int, "Steps of the solver; by default 20, of a table 40, of text 64 a window."),
+        flag("--steps", int, "Steps of the solver; by default 20, of text 64 a window."),
         flag(
             "--solver", "NAME",
             f"Solver: {', '.join(names('solver'))}. By default the model's own plan for this number of steps "
