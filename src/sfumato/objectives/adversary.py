@@ -1,10 +1,10 @@
 """An adversary that compares a student's samples with its teacher's, in features of the teacher's network.
 
-    player    softplus(D(x) - D(x*))          in the heads D
-    student   softplus(D(x*) - D(x))          in x
+    player    mean_l softplus(D_l(x) - D_l(x*))          in the heads D_l
+    student   mean_l softplus(D_l(x*) - D_l(x))          in x
 
-x and x* are the ends of one path, the student's and the teacher's, under the same noise of a level m; D is the sum of
-small heads on what each stage of the teacher's encoder says of them. Content and noise are alike in such a pair, so
+x and x* are the ends of one path, the student's and the teacher's, under the same noise of a level m; D_l is a small
+head on what stage l of the teacher's encoder says of them, and each has to tell them apart by itself. Content and noise are alike in such a pair, so
 that what the heads learn is what a mean square does not weigh: edges and textures that a student has smoothed away.
 Sources: Sauer et al. 2024 (2403.12015), features of the teacher; Jolicoeur-Martineau 2018 (1807.00734), pairs; Kang et
 al. 2024 (2405.05967), an adversary beside a regression; Esser et al. 2021 (2012.09841), Eq. 7, its weight.
@@ -62,7 +62,7 @@ class Head(nn.Module):
 
 
 class Adversary(nn.Module):
-    """The heads D on the encoder of a teacher of pictures, a U-Net, which is not trained."""
+    """The heads D_l on the encoder of a teacher of pictures, a U-Net, which is not trained."""
 
     def __init__(self, teacher: Any, seed: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Adversary(nn.Module):
         with torch.no_grad():
             true = self.features(theirs, u, eps, told)
             judged = self.judge(true)
-        loss = nn.functional.softplus(judged - self.judge(mine)).sum()
+        loss = nn.functional.softplus(judged - self.judge(mine)).mean(1).sum()
         self._made[tuple(index.tolist())] = [each.detach() for each in mine], true
         (found,) = torch.autograd.grad(loss, x)
         return found
@@ -98,15 +98,14 @@ class Adversary(nn.Module):
     def losses(self, index: Tensor) -> Tensor:
         """The player's losses of the samples of these numbers, of which `pull` was asked before, (B,)."""
         mine, true = self._made[tuple(index.tolist())]
-        return nn.functional.softplus(self.judge(mine) - self.judge(true))
+        return nn.functional.softplus(self.judge(mine) - self.judge(true)).mean(1)
 
     def forget(self) -> None:
         self._made.clear()
 
     def judge(self, features: list[Tensor]) -> Tensor:
-        """D, (B,)."""
-        parts = [head(each) for head, each in zip(self.heads, features, strict=True)]
-        return torch.stack(parts).sum(0)
+        """D_l, (B, L)."""
+        return torch.stack([head(each) for head, each in zip(self.heads, features, strict=True)], 1)
 
     def features(self, x: Tensor, u: Tensor, eps: Tensor, cond: dict[str, Any]) -> list[Tensor]:
         """What each stage of the teacher's encoder says of x under the noise eps of the levels u, from 0 to 1."""
