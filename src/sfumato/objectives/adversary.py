@@ -4,8 +4,9 @@
     student   mean_l softplus(D_l(x*) - D_l(x))          in x
 
 x and x* are the ends of one path, the student's and the teacher's, under the same noise of a level m; D_l is a small
-head on what stage l of the teacher's encoder says of them, and each has to tell them apart by itself. Content and noise are alike in such a pair, so
-that what the heads learn is what a mean square does not weigh: edges and textures that a student has smoothed away.
+head on what stage l of the teacher's encoder says of them, and each has to tell them apart by itself. Content and noise
+are alike in such a pair, so that what the heads learn is what a mean square does not weigh: edges and textures that a
+student has smoothed away.
 Sources: Sauer et al. 2024 (2403.12015), features of the teacher; Jolicoeur-Martineau 2018 (1807.00734), pairs; Kang et
 al. 2024 (2405.05967), an adversary beside a regression; Esser et al. 2021 (2012.09841), Eq. 7, its weight.
 """
