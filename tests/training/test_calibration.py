@@ -246,11 +246,7 @@ def test_a_target_that_is_given_is_taken_and_a_process_refused(tmp_path):
         assert run.denoiser.process.processes["numbers"].target == target
 
 
-def test_calibration_of_what_has_no_numbers_is_refused(tmp_path):
-    with pytest.raises(SfumatoError, match="leave calibrate out"):
-        sf.train(np.random.default_rng(0).normal(size=(40, 3)), tmp_path / "a", calibrate=True, steps=2, **HOW)
-    with pytest.raises(SfumatoError, match="leave calibrate out"):
-        sf.train(pa.table({"kind": ["oak", "ash"] * 20}), tmp_path / "b", calibrate=True, steps=2, **HOW)
+def test_rows_of_other_tables_are_no_marginals(tmp_path):
     model = sf.train(law(200), tmp_path / "c", steps=2, batch=64, **HOW).denoiser
     for rows in (torch.zeros(400, 2), torch.zeros(255, len(model.spec.table.fields)), torch.zeros(400)):
         with pytest.raises(SfumatoError, match="calibrate needs rows"):

@@ -176,7 +176,8 @@ def state(run: Path, done: bool) -> str:
 def _model(model: Facts, settings: Mapping[str, Any]) -> Facts:
     spec = DataSpec.from_dict(model["spec"])
     return {
-        "network": model["net"]["name"], "parameters": model["parameters"], "shape": model["spec"]["shape"],
+        "network": (model["net"] or model["model"])["name"], "parameters": model["parameters"],
+        "shape": model["spec"]["shape"],
         "data": model["provenance"]["data"], "classes": list(spec.classes), "conditions": list(spec.conditions),
         "example": examples.flags(model["spec"], settings["guidance"]), "guidance": settings["guidance"],
         "kind": model["spec"]["kind"],

@@ -182,8 +182,6 @@ def suited(settings: TrainConfig, spec: DataSpec, said: Collection[str] = ()) ->
                 "Only the losses autoregressive and coupling-flow train a model without a process: leave process out."
             )
         settings = settings.replace(process=TrainConfig().process)
-    if settings.calibrate and "calibrate" in said and (spec.table is None or not spec.table.numbers):
-        raise SfumatoError("The numbers of a table are calibrated, and these data have none: leave calibrate out.")
     if spec.table is not None and settings.init is None:
         if settings.process != "product" and (settings.process != TrainConfig().process or "process" in said):
             raise SfumatoError(

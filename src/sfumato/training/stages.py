@@ -234,6 +234,7 @@ def _resumed_cascade(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changed: bool, changes: dict[str, Any]
 ) -> Run:
     if folder.found(path):
+        _cascaded(path, from_yaml(str(path / "config.yaml")))  # says what cannot be read before settings change
         how = _in_one_file(how, partial(_cascaded, path))
         return single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
     chosen = from_yaml(str(path / "config.yaml"))
@@ -288,6 +289,7 @@ def _resumed_unclip(
     path: Path, data: Any, labels: Any, modules: Any, how: dict[str, Any], changed: bool, changes: dict[str, Any]
 ) -> Run:
     if folder.found(path):
+        serialization.load(path / PRIOR)  # says what cannot be read before settings change
         how = _in_one_file(how, partial(_paired, path))
         return single.resume(path, data, labels, changed=changed, modules=modules, **how, **changes)
     chosen = from_yaml(str(path / "config.yaml")).replace(embedding=str(path / embeddings.EMBEDDING))
