@@ -78,6 +78,8 @@ def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World
         raise SfumatoError(
             f"calibrate needs rows (N, {width}) of the model's table, N >= {LEAST}, not {tuple(x.shape)}."
         )
+    if not bool(x.isfinite().all()):
+        raise SfumatoError("calibrate needs finite numbers in the rows: an empty cell is a symbol of its column.")
     return with_weights(model, fitted(table, draws(model, whole("n, the number of draws,", n, LEAST), seed, world), x))
 
 

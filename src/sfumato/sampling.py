@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -21,7 +22,7 @@ from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import frames
 from sfumato.data.lengths import Lengths, beyond
 from sfumato.distributed import ALONE, World
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, SfumatoWarning, whole
 from sfumato.guidance import SCALE
 from sfumato.machine import default_cpu, in_parts
 from sfumato.model import Model, usable
@@ -163,7 +164,7 @@ def _accepted(
         u = Noise(seed, index, PRIOR).fold("accepted").uniform(dtype=torch.float64)
         return model.spec.weights.accepts(model.spec.table, x, u)
 
-    made = []
+    made, never = [], 0
     for part in in_order(model, len(places), batch):
         rows, tried = drawn(places[part], which[part]), 1
         left = torch.nonzero(~good(rows, which[part]))[:, 0]
@@ -172,11 +173,18 @@ def _accepted(
             index = (which[part[left], None] + _TRY * torch.arange(tried, tried + several)).flatten()
             found = drawn(places[part[left]].repeat_interleave(several), index)
             taken = good(found, index).view(-1, several)
-            taken[:, -1] |= tried + several == TRIES
+            if tried + several == TRIES:
+                never += int((~taken.any(1)).sum())
+                taken[:, -1] = True
             some, first = taken.any(1), taken.int().argmax(1) + several * torch.arange(len(left))
             rows = map_state(partial(_put, left[some]), rows, rows_of(found, first[some]))
             left, tried = left[~some], tried + several
         made.append(rows)
+    if never:
+        words = f"{never:,} of {len(places):,} rows were accepted by none of their {TRIES} tries and are as last drawn:"
+        warnings.warn(
+            SfumatoWarning(f"{words} the model is far from its training rows, train it longer."), stacklevel=2
+        )
     return cat_states(made)
 
 

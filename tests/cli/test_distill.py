@@ -92,8 +92,8 @@ def test_a_run_that_is_stopped_while_samples_are_drawn_goes_on_with_those_that_a
     marked = np.load(part)["x"]
     marked[0] = 101.5
     np.savez(part, x=marked)
-    status, _, err = call("resume", "few")
-    assert status == 0, err
+    status, out, err = call("resume", "few")
+    assert status == 0 and "Distance to the model's own fine solution" in out, err
     x = np.load(workplace / "few" / "teacher_samples.npz")["x"]
     assert x.shape == (600, 2) and (x[0] == 101.5).all() and not part.exists()
     assert np.allclose(x[1:], np.asarray(sf.sample(sf.load(models["points"]), 600))[1:], atol=1e-4)
@@ -102,11 +102,22 @@ def test_a_run_that_is_stopped_while_samples_are_drawn_goes_on_with_those_that_a
 def test_samples_that_are_there_serve_the_same_request_alone(models, tmp_path, monkeypatch):
     teacher, told = sf.load(models["points"]), {"samples": 300, "minutes": 1.0}
     with monkeypatch.context() as faulty:
-        faulty.setattr(teacher_samples, "_join", lambda file: None)  # as if it were stopped here
+        faulty.setattr(teacher_samples, "_join", lambda file, parts: None)  # as if it were stopped here
         teacher_samples.ask(tmp_path, teacher, "one", told)
         teacher_samples.draw(tmp_path, teacher)
-    part = tmp_path / "teacher_samples-00256.npz"
+    part, stray = (tmp_path / f"teacher_samples-{name}.npz" for name in ("00256", "mine"))
+    good = part.read_bytes()
+    for spoilt in (b"", good[:100]):
+        part.write_bytes(spoilt)
+        with pytest.raises(sf.SfumatoError, match="00256.npz was spoilt, and is deleted"):
+            teacher_samples.draw(tmp_path, teacher)
+        assert not part.exists()
+    for wrong in ({"x": np.zeros((3, 2))}, {"y": np.zeros((44, 2))}):
+        np.savez(part, **wrong)
+        with pytest.raises(sf.SfumatoError, match="00256.npz was spoilt, and is deleted"):
+            teacher_samples.draw(tmp_path, teacher)
     np.savez(part, x=np.full((44, 2), 101.5))
+    np.savez(stray, x=np.zeros((44, 2)))
     file = teacher_samples.ask(tmp_path, teacher, "one", told)
     assert teacher_samples.awaited(tmp_path)
     teacher_samples.draw(tmp_path, teacher)

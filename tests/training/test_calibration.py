@@ -150,7 +150,8 @@ def test_a_row_that_no_weight_accepts_is_its_last_try(plain):
     logs = (tuple([-30.0] * 2), (-30.0,))
     none = with_weights(plain, RowWeights(((), ()), logs, 3.0))
     last = torch.arange(5) + (TRIES - 1) * 2**48
-    assert same(sf.sample(none, 5, seed=3), sf.sample(plain, index=last, seed=3))
+    with pytest.warns(sf.SfumatoWarning, match="5 of 5 rows were accepted by none of their 32 tries"):
+        assert same(sf.sample(none, 5, seed=3), sf.sample(plain, index=last, seed=3))
     every = with_weights(plain, RowWeights(((), ()), ((0.0, 0.0), (0.0,)), 1.0))
     assert same(sf.sample(every, 40, seed=3), sf.sample(plain, 40, seed=3)) and table.numbers == 2
 
@@ -251,3 +252,5 @@ def test_rows_of_other_tables_are_no_marginals(tmp_path):
     for rows in (torch.zeros(400, 2), torch.zeros(255, len(model.spec.table.fields)), torch.zeros(400)):
         with pytest.raises(SfumatoError, match="calibrate needs rows"):
             sf.calibrate(model, rows)
+    with pytest.raises(SfumatoError, match="calibrate needs finite numbers"):
+        sf.calibrate(model, torch.full((400, model.spec.shape[0]), torch.nan))

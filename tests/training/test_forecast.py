@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from torch import nn
 import sfumato as sf
 from sfumato.training.config import TrainConfig
 from sfumato.training.console import Silent
-from sfumato.training.forecast import Costs
+from sfumato.training.forecast import Costs, _sampling
 
 SMALL = {"net": "tiny", "batch": 16, "steps": 24, "precision": "float32"}
 X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
@@ -190,3 +192,16 @@ def test_an_autoencoder_is_forecast(tmp_path):
     files = sorted(run.path.rglob("*"))
     latent = sf.forecast(images, autoencoder=str(run.path), reconstruction=0, **{**how, "loss": "auto"})
     assert latent.before == () and latent.fits and latent.facts["flops"] and sorted(run.path.rglob("*")) == files
+
+
+def test_a_student_with_classes_is_timed_without_guidance() -> None:
+    """Which is in its weights."""
+    torch.manual_seed(0)
+    teacher = sf.Denoiser(sf.nets.MLP(2, 8, 1, classes=2), sf.Gaussian("flow", target="F"))
+    for best, steps in ((sf.FlowMap.student(teacher, (2, 1)), 2), (teacher, 20)):
+        session: Any = SimpleNamespace(
+            state=SimpleNamespace(best=best), source=SimpleNamespace(classes=("a", "b")),
+            config=SimpleNamespace(guidance=1.0),
+        )  # fmt: skip
+        found = _sampling(session)
+        assert (found["number"], found["steps"]) == (20, steps)

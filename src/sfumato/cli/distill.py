@@ -62,7 +62,7 @@ def distill(options: Any, voice: Voice) -> None:
         {"event": "done", "run": str(run.path), "model": facts["path"], "hash": facts["hash"], "ladder": rungs,
          "report": str(run.path / "report.html")}
     )  # fmt: skip
-    voice.say(*(table(rungs) if ladder else ()), *([ladder["advice"]] if ladder else ()))
+    voice.say(*climbed(run.path))
     voice.say("", f"Done: the run is in {run.path}", "", "Next:", f"  sfumato sample {run.path} -n 64")
 
 
@@ -106,6 +106,14 @@ def _repeated(path: Path, count: int) -> None:
     with np.load(path) as held:
         rows = {name: each[np.arange(count) % len(each)] for name, each in held.items()}
     np.savez(path, **rows)
+
+
+def climbed(run: Path) -> list[str]:
+    """The ladder at the end of a student's run as lines of text; none of other runs."""
+    if not (run / LADDER).exists():
+        return []
+    ladder = json.loads((run / LADDER).read_text())
+    return [*table(ladder["rungs"]), ladder["advice"]]
 
 
 def table(rungs: Sequence[dict[str, Any]]) -> list[str]:

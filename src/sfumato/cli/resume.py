@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import reinforce
-from sfumato.cli import align, train
+from sfumato.cli import align, distill, train
 from sfumato.cli.process import outliving_output
 from sfumato.cli.run import Voice
 from sfumato.training import resume as resume_run
@@ -27,4 +27,5 @@ def resume(options: Any, voice: Voice) -> None:
     if aligned:
         align.finish(found, voice)
     else:
+        voice.say(*distill.climbed(run.path))
         train.finish(run, voice)

@@ -240,8 +240,8 @@ class DataSpec:
         return self.rounded(x)
 
     def inside(self, z: Tensor) -> Tensor:
-        """z (B, *shape) cut where its x would be, at the declared bounds."""
-        if self.bounds is None:
+        """z (B, *shape) cut where its x would be, at the declared bounds; as it is if these have no finite place."""
+        if self.bounds is None or self.normaliser.kind not in ("affine", "position"):
             return z
         low, high = (self.normalise(torch.full((1, *self.shape), bound)).to(z) for bound in self.bounds)
         return z.clamp(low, high)

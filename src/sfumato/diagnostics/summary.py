@@ -413,7 +413,7 @@ def marginals_words(found: Facts) -> str:
         return f"{fit}."
     return (
         f"{fit}: their mean KS to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
-        f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves it out)."
+        f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves them out)."
     )
 
 

@@ -13,6 +13,7 @@ al. 2024 (2405.05967), an adversary beside a regression; Esser et al. 2021 (2012
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,21 +43,19 @@ def reads(teacher: Any) -> bool:
 class Head(nn.Module):
     """(B, C, H, W) -> (B,), 0 at first: a mixture of the channels of h / scale, a convolution, the mean over places.
 
-    scale (C, 1, 1): the root mean square of each channel, in the first features that it sees.
+    scale (C, 1, 1): the root mean square of each channel in the first step, 1 before its end.
     """
 
     scale: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.zeros(channels, 1, 1))
+        self.register_buffer("scale", torch.ones(channels, 1, 1))
         self.mixture = nn.Conv2d(channels, _WIDTH, 1)
         self.convolution, self.norm = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1), nn.GroupNorm(8, _WIDTH)
         self.last = zero(nn.Conv2d(_WIDTH, 1, 1))
 
     def forward(self, h: Tensor) -> Tensor:
-        if not bool(self.scale.any()):
-            self.scale.copy_(h.detach().square().mean((0, 2, 3)).sqrt().add(1e-6)[:, None, None])
         h = nn.functional.silu(self.mixture(h / self.scale))
         found: Tensor = self.last(nn.functional.silu(self.norm(self.convolution(h)))).flatten(1).mean(1)
         return found
@@ -65,19 +64,25 @@ class Head(nn.Module):
 class Adversary(nn.Module):
     """The heads D_l on the encoder of a teacher of pictures, a U-Net, which is not trained."""
 
+    ratio: Tensor
+
     def __init__(self, teacher: Any, seed: int) -> None:
         super().__init__()
-        model = innermost(teacher)
+        model: Any = innermost(teacher)
         net: Any = core(model.net)
         if not reads(model):
             raise SfumatoError(
-                "An adversary reads the encoder of a U-Net of pictures, and the teacher's network is "
-                f"{type(model.net).__name__}: leave adversary= out."
+                "An adversary reads the encoder of a U-Net of pictures (C, H, W), and the teacher's network is "
+                f"{type(model.net).__name__}, of samples {tuple(model.shape)}: leave adversary= out."
             )
         self._model: tuple[Any] = (model,)  # in a tuple, so that its weights are not the loss's state
         self._stages: list[Any] = [stage for level in net.encoder for stage in level]
         with seeded(seed):
             self.heads = nn.ModuleList(Head(stage.block.outputs) for stage in self._stages)
+        # the length of the error's gradient over that of the heads' in the step before, as no part of a batch knows it
+        self.register_buffer("ratio", torch.zeros(()))
+        self._squares = [0.0, 0.0]
+        self._sizes: list[Tensor] = []  # of the features of each part of the first step: (mean squares, samples)
         self._made: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}  # features of both samples of a step
 
     def pull(self, x: Tensor, theirs: Tensor, index: Tensor, seed: int, cond: Conditions) -> Tensor:
@@ -92,6 +97,9 @@ class Adversary(nn.Module):
             true = self.features(theirs, u, eps, told)
             judged = self.judge(true)
         loss = nn.functional.softplus(judged - self.judge(mine)).mean(1).sum()
+        if bool((self._each()[0].scale == 1).all()):
+            squares = torch.cat([each.double().square().mean((0, 2, 3)) for each in true])
+            self._sizes.append(torch.cat((squares, squares.new_ones(1))) * len(x))
         self._made[tuple(index.tolist())] = [each.detach() for each in mine], true
         (found,) = torch.autograd.grad(loss, x)
         return found
@@ -101,8 +109,26 @@ class Adversary(nn.Module):
         mine, true = self._made[tuple(index.tolist())]
         return nn.functional.softplus(self.judge(mine) - self.judge(true)).mean(1)
 
-    def forget(self) -> None:
+    def measure(self, own: Tensor, pull: Tensor) -> None:
+        """Take note of the gradients of a part of a step: of the error, and of the heads."""
+        self._squares = [a + float(b.double().square().sum()) for a, b in zip(self._squares, (own, pull), strict=True)]
+
+    def end(self) -> None:
+        """The end of a step."""
         self._made.clear()
+        own, pull = self._squares
+        if pull > 0:
+            self.ratio.fill_(math.sqrt(own / pull))
+        self._squares = [0.0, 0.0]
+        if self._sizes:
+            size = torch.stack(self._sizes).sum(0)
+            parts = (size[:-1] / size[-1]).sqrt().float().add(1e-6).split([len(head.scale) for head in self._each()])
+            for head, part in zip(self._each(), parts, strict=True):
+                head.scale.copy_(part[:, None, None])
+            self._sizes = []
+
+    def _each(self) -> list[Any]:
+        return list(self.heads)
 
     def judge(self, features: list[Tensor]) -> Tensor:
         """D_l, (B, L)."""

@@ -108,7 +108,8 @@ class PathDistillation(MapLoss):
     def _pull(
         self, model: FlowMap, found: Tensor, mean: Tensor, ends: tuple[Tensor, Tensor], index: Tensor, cond: Conditions
     ) -> Tensor:  # fmt: skip
-        """0, whose gradient in the means is the adversary's, `adversary` times as large as that of the losses found.
+        """0, whose gradient in the means is the adversary's, `adversary` times as large as that of the losses found, by
+        what both were in the step before.
 
         ends: w of the student and the teacher at the ends of the paths.
         """
@@ -122,10 +123,10 @@ class PathDistillation(MapLoss):
         (own,) = torch.autograd.grad(found.sum(), mean, retain_graph=True)
         pull = self.judge.pull(x, theirs, index, self.seed, cond.to(x.device))
         (pull,) = torch.autograd.grad(x, mean, pull, retain_graph=True)
-        own = own[pull.flatten(1).any(1)]  # of the paths that end at data
+        self.judge.measure(own[pull.flatten(1).any(1)], pull)  # of the paths that end at data
         joined = ((index + 1 - self.alone) / max(1, self.alone / 4)).clamp(0, 1)
         strength = torch.zeros_like(found).index_copy(0, rows.to(found.device), self.adversary * joined.to(found))
-        part = strength * own.norm() / pull.norm().clamp_min(1e-30) * (pull * mean).flatten(1).sum(1)
+        part = strength * self.judge.ratio.to(mean) * (pull * mean).flatten(1).sum(1)
         return part - part.detach()
 
     def player_losses(self, model: FlowMap, batch: Any) -> Tensor:
@@ -139,7 +140,7 @@ class PathDistillation(MapLoss):
 
     def observe(self, batch: Any, losses: Tensor) -> None:
         if self.judge is not None:
-            self.judge.forget()
+            self.judge.end()
 
     def _cut(self, model: FlowMap, w: Tensor, ends: Tensor) -> Tensor:
         """w (B, ...), of the paths that end at data cut as samples are."""

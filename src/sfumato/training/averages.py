@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sfumato import schema, serialization
 from sfumato.cascade import Staged
+from sfumato.columns import uncalibrated
 from sfumato.errors import SfumatoError
 from sfumato.files import read_header, read_sealed, remove, write_sealed
 from sfumato.folder import step_of
@@ -146,5 +147,6 @@ def average(run: str | os.PathLike[str], width: float) -> Any:
                 raise SfumatoError(f"{file} is of another network than the model: it has no {start + name} like it.")
             total[name] = total[name] + c * value.double() if value.is_floating_point() else value
     denoiser.net.load_state_dict({**own, **{name: value.to(own[name]) for name, value in total.items()}})
-    model.provenance = {**model.provenance, "average": {"width": width, "profile_error": error}}
+    model, provenance = uncalibrated(model), model.provenance  # weights of rows were fitted to other weights
+    model.provenance = {**provenance, "average": {"width": width, "profile_error": error}}
     return model

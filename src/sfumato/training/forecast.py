@@ -329,7 +329,8 @@ def _sampling(session: Session) -> dict[str, Any]:
     if not hasattr(best, "process"):  # an autoencoder draws no samples
         return {"number": 0, "steps": 0, "seconds": 0.0}
     number = 10 * classes if 0 < classes <= 20 else 64
-    guided = guide(best, session.config.guidance) if classes else best
+    alone = not classes or getattr(best, "two_times", False)  # a student's guidance is in its weights
+    guided = best if alone else guide(best, session.config.guidance)
     plan, cond = make_plan(guided, None, None), {"label": torch.arange(number) % classes} if classes else {}
     with evaluating(best):
         seconds = _timed(lambda: sample(guided, number, solver=plan, cond=cond))

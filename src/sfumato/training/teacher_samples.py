@@ -87,6 +87,7 @@ def draw(path: Path, teacher: Any, world: World = ALONE, note: Callable[[str], N
         note(_said(count, seconds))
     if asked["part"] is None:
         world.broadcast_result(lambda: _write(path / ASKED, {**asked, "part": size}))
+    parts = dict[Path, int]()
     with counting("Drawing samples of the teacher", asked["number"]) as drawn:
         for index in torch.arange(asked["number"]).split(size):
             first = int(index[0])
@@ -94,7 +95,8 @@ def draw(path: Path, teacher: Any, world: World = ALONE, note: Callable[[str], N
             if one not in there:
                 world.broadcast_result(partial(_write, one, made.pop(first) if first in made else some(index)))
             drawn(len(index))
-    world.broadcast_result(lambda: _join(file))
+            parts[one] = len(index)
+    world.broadcast_result(lambda: _join(file, parts))
 
 
 def drawn(
@@ -166,13 +168,25 @@ def _write(path: Path, made: dict[str, Any]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _join(file: Path) -> None:
-    """Make one file of the parts."""
-    parts = _parts(file)
+def _join(file: Path, parts: dict[Path, int]) -> None:
+    """Make one file of the parts, of so many samples each."""
     if file.suffix == ".npz":
-        held = [np.load(part) for part in parts]
-        _write(file, {name: np.concatenate([each[name] for each in held]) for name in held[0].files})
+        held = [_columns(part, count) for part, count in parts.items()]
+        _write(file, {name: np.concatenate([each[name] for each in held]) for name in held[0]})
     else:
         write_text(file, "".join(part.read_text("utf-8") for part in parts))
-    for part in parts:
+    for part in _parts(file):
         remove(part)
+
+
+def _columns(part: Path, count: int) -> dict[str, Any]:
+    """The arrays of a part, which is deleted if it is not what was written."""
+    try:
+        with np.load(part) as held:
+            found = {name: held[name] for name in held.files}
+    except Exception:  # zipfile, zlib and NumPy raise what they please at spoilt files
+        found = {}
+    if "x" not in found or any(len(each) != count for each in found.values()):
+        remove(part)
+        raise SfumatoError(f"{part} was spoilt, and is deleted: give the same command again, which draws it anew.")
+    return found
