@@ -15,6 +15,7 @@ from sfumato.data.spec import DataSpec
 from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError
 from sfumato.sampling import TRIES
+from sfumato.training.averages import WIDTHS, average
 from sfumato.training.console import Silent
 
 pa = pytest.importorskip("pyarrow")
@@ -195,7 +196,7 @@ def test_known_cells_and_likelihoods_are_of_the_plain_model(plain, model):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("calibrated") / "run"
-    return sf.train(law(6000), str(path), steps=46, batch=1024, holdout=0.1, **HOW)
+    return sf.train(law(6000), str(path), steps=46, batch=1024, holdout=0.1, **{**HOW, "snapshots": 4})
 
 
 def test_a_run_ends_with_the_weights_of_its_training_rows(run):
@@ -209,6 +210,12 @@ def test_a_run_ends_with_the_weights_of_its_training_rows(run):
     assert fitted(source.table, drawn, source.x[train]) == model.spec.weights
     assert "by weights fitted to 1,024 draws" in (run.path / "report.html").read_text()
     assert "accepted by weights" in model.spec.describe()[-1]
+
+
+def test_an_average_of_other_weights_has_no_weights_of_rows(run):
+    """Since they were fitted to the draws of another model."""
+    model = average(run.path, WIDTHS[0])
+    assert run.denoiser.spec.weights is not None and model.spec.weights is None and "average" in model.provenance
 
 
 def test_more_training_goes_on_from_the_plain_model(run):

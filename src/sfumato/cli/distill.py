@@ -56,13 +56,13 @@ def distill(options: Any, voice: Voice) -> None:
             **asked, **settings,
         )  # fmt: skip
     facts = serialization.read_contract(run.path)
-    ladder = json.loads((run.path / LADDER).read_text()) if (run.path / LADDER).exists() else None
+    ladder = ladder_of(run.path)
     rungs = ladder["rungs"] if ladder else []
     voice.emit(
         {"event": "done", "run": str(run.path), "model": facts["path"], "hash": facts["hash"], "ladder": rungs,
          "report": str(run.path / "report.html")}
     )  # fmt: skip
-    voice.say(*climbed(run.path))
+    voice.say(*climbed(ladder))
     voice.say("", f"Done: the run is in {run.path}", "", "Next:", f"  sfumato sample {run.path} -n 64")
 
 
@@ -108,12 +108,15 @@ def _repeated(path: Path, count: int) -> None:
     np.savez(path, **rows)
 
 
-def climbed(run: Path) -> list[str]:
-    """The ladder at the end of a student's run as lines of text; none of other runs."""
-    if not (run / LADDER).exists():
-        return []
-    ladder = json.loads((run / LADDER).read_text())
-    return [*table(ladder["rungs"]), ladder["advice"]]
+def ladder_of(run: Path) -> dict[str, Any] | None:
+    """The ladder that a student's run has ended with; None for other runs."""
+    found: dict[str, Any] | None = json.loads((run / LADDER).read_text()) if (run / LADDER).exists() else None
+    return found
+
+
+def climbed(ladder: dict[str, Any] | None) -> list[str]:
+    """A ladder and its advice as lines of text."""
+    return [*table(ladder["rungs"]), ladder["advice"]] if ladder else []
 
 
 def table(rungs: Sequence[dict[str, Any]]) -> list[str]:

@@ -27,5 +27,5 @@ def resume(options: Any, voice: Voice) -> None:
     if aligned:
         align.finish(found, voice)
     else:
-        voice.say(*distill.climbed(run.path))
+        voice.say(*distill.climbed(distill.ladder_of(run.path)))
         train.finish(run, voice)

@@ -65,6 +65,7 @@ class Adversary(nn.Module):
     """The heads D_l on the encoder of a teacher of pictures, a U-Net, which is not trained."""
 
     ratio: Tensor
+    heads: Any
 
     def __init__(self, teacher: Any, seed: int) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class Adversary(nn.Module):
             true = self.features(theirs, u, eps, told)
             judged = self.judge(true)
         loss = nn.functional.softplus(judged - self.judge(mine)).mean(1).sum()
-        if bool((self._each()[0].scale == 1).all()):
+        if bool((self.heads[0].scale == 1).all()):
             squares = torch.cat([each.double().square().mean((0, 2, 3)) for each in true])
             self._sizes.append(torch.cat((squares, squares.new_ones(1))) * len(x))
         self._made[tuple(index.tolist())] = [each.detach() for each in mine], true
@@ -122,13 +123,10 @@ class Adversary(nn.Module):
         self._squares = [0.0, 0.0]
         if self._sizes:
             size = torch.stack(self._sizes).sum(0)
-            parts = (size[:-1] / size[-1]).sqrt().float().add(1e-6).split([len(head.scale) for head in self._each()])
-            for head, part in zip(self._each(), parts, strict=True):
+            parts = (size[:-1] / size[-1]).sqrt().float().add(1e-6).split([len(head.scale) for head in self.heads])
+            for head, part in zip(self.heads, parts, strict=True):
                 head.scale.copy_(part[:, None, None])
             self._sizes = []
-
-    def _each(self) -> list[Any]:
-        return list(self.heads)
 
     def judge(self, features: list[Tensor]) -> Tensor:
         """D_l, (B, L)."""
