@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,10 @@ from sfumato.process import Masked
 from sfumato.registry import Named, make, register
 from sfumato.training import Run, teacher_samples, train
 from sfumato.training.console import Console
+from sfumato.training.ladder import FIRST as PATHS
 from sfumato.training.ladder import advice as advice
 from sfumato.training.ladder import ladder as ladder
+from sfumato.training.run import own_modes
 from sfumato.training.session import Session
 from sfumato.training.stages import complete, student
 
@@ -77,20 +83,42 @@ def distill(
     name = "model"
     if isinstance(teacher, str | os.PathLike):
         name = Path(teacher).stem if Path(teacher).is_file() else Path(teacher).name
-    with joined(device_of(settings.get("device", "auto"))) as world:
-        path = world.broadcast_result(lambda: _made(out, f"{name}-distilled"))
-        stages, given = in_words(path, teacher, data, method, calls, guidance, interval, samples, settings, world)
     how: dict[str, Any] = {"console": console, "on_start": on_start}
-    if not all(isinstance(each, _WORDS) for settings in stages for each in settings.values()):
-        complete(path, stages[-1]["loss"], settings.get("device", "auto"), console)
-        return train(given, path, labels, **how, **stages[0])  # of objects, which no file keeps
-    return student(path, stages, given, labels, how)
+    asked = (method, calls, guidance, interval, samples, settings)
+    said = isinstance(teacher, str | os.PathLike) and all(isinstance(each, _WORDS) for each in settings.values())
+    request = f"{teacher} {asked}" if said else ""
+    with _nothing_if_refused() as made:
+        with joined(device_of(settings.get("device", "auto"))) as world:
+            path = world.broadcast_result(lambda: _made(out, f"{name}-distilled", request, made))
+            stages, given = in_words(path, teacher, data, *asked, world, request)
+        if not all(isinstance(each, _WORDS) for settings in stages for each in settings.values()):
+            complete(path, stages[-1]["loss"], settings.get("device", "auto"), console)
+            return train(given, path, labels, **how, **stages[0])  # of objects, which no file keeps
+        return student(path, stages, given, labels, how)
 
 
-def _made(out: str | os.PathLike[str] | None, name: str) -> Path:
-    """The folder of a new run."""
-    with folder.new(None if out is None else os.fspath(out), name) as path:
+def _made(out: str | os.PathLike[str] | None, name: str, request: str, made: list[Path]) -> Path:
+    """The folder of a new run, or of the same one that was killed while it drew. made: as `folder.new` has it."""
+    again = partial(teacher_samples.awaited, request=request) if request else None
+    with folder.new(None if out is None else os.fspath(out), name, again, made) as path:
         return path
+
+
+@contextmanager
+def _nothing_if_refused() -> Iterator[list[Path]]:
+    """Yields the list of folders that are made for a run (`folder.new`), which are deleted where it is refused before
+    it has results."""
+    made: list[Path] = []
+    try:
+        yield made
+    except SfumatoError:
+        results = made and (any(map(folder.begun, (made[0], made[0] / PATHS))) or teacher_samples.any_drawn(made[0]))
+        if made and not results:
+            shutil.rmtree(made[0], ignore_errors=True)
+            for outer in made[1:]:
+                with suppress(OSError):  # another run has begun there
+                    outer.rmdir()
+        raise
 
 
 def in_words(
@@ -104,9 +132,10 @@ def in_words(
     samples: int | None,
     settings: dict[str, Any],
     world: World,
+    request: str = "",
 ) -> tuple[list[dict[str, Any]], Any]:
     """(the settings of each stage of the run in `path`, its data), with the teacher in a file; its samples are not yet
-    drawn."""
+    drawn. request: as `teacher_samples.ask` takes it."""
     if isinstance(teacher, str | os.PathLike):
         file = serialization.locate(teacher).absolute()
     else:
@@ -129,13 +158,25 @@ def in_words(
         raise SfumatoError(f"A model of {what} has no student in few steps: take fewer steps, sample(steps=...).")
     if is_range(guidance) and data is not None:
         raise SfumatoError("Only a teacher's samples have scales of guidance: leave data out, or give one scale.")
+    if not is_range(guidance):  # which samples of the teacher bring to the student
+        with own_modes(world.device):
+            _require_suited(losses, settings.get("init", file))
     if data is None:
         model, asked = guided(model, guidance, interval), {**settings, "samples": samples}
-        data = world.broadcast_result(lambda: teacher_samples.ask(path, model, words, asked))
+        data = world.broadcast_result(lambda: teacher_samples.ask(path, model, words, asked, request))
     budgets = [settings] if len(losses) == 1 else [{**settings, **_budget(settings, i)} for i in range(2)]
     own = [_kind(Named("loss")[loss.partition("(")[0]]).settings for loss in losses]
     base = {"guidance": 1.0, "init": str(file)}
     return [{**base, **a, **b, "loss": c} for a, b, c in zip(own, budgets, losses, strict=True)], data
+
+
+def _require_suited(losses: Sequence[str], init: Any) -> None:
+    """Raise SfumatoError for a loss that cannot train what its stage begins at, before samples are drawn for it."""
+    model = serialization.load(init) if isinstance(init, str | os.PathLike) else copy.deepcopy(init)
+    for word in losses:
+        loss = make("loss", word)
+        model = loss.begun(model)
+        loss.suits(model)
 
 
 def _chosen(model: Any, world: World) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,26 +89,29 @@ def begun(path: Path) -> bool:
 
 
 @contextmanager
-def new(out: str | None, name: str) -> Iterator[Path]:
+def new(
+    out: str | None, name: str, again: Callable[[Path], bool] | None = None, made: list[Path] | None = None
+) -> Iterator[Path]:
     """Create a folder for a new run and hold it (`held`) within the block.
 
-    A run that was killed before its first checkpoint may be begun again. Raises SfumatoError if the folder holds any
-    other run or cannot be written.
+    A run that was killed before its first checkpoint may be begun again; without `out`, where again(folder) says that
+    it is the same run. made: is told which folders are created, inner ones first. Raises SfumatoError if the folder
+    holds any other run or cannot be written.
     """
     with ExitStack() as stack:
         if out is None:
-            path = next(each for each in _candidates(name) if _free(each, stack))
+            path = next(each for each in _candidates(name) if _free(each, stack, again, made))
         else:
             path = _chosen(out)
-            stack.enter_context(_created(path))
+            stack.enter_context(_created(path, made))
         yield path
 
 
-def _free(path: Path, stack: ExitStack) -> bool:
+def _free(path: Path, stack: ExitStack, again: Callable[[Path], bool] | None, made: list[Path] | None) -> bool:
     """Begin a run in a folder that holds none; False if another process has begun one meanwhile."""
     with suppress(Busy):
-        if not is_run(path):
-            stack.enter_context(_created(path))
+        if not is_run(path) or (again is not None and again(path)):
+            stack.enter_context(_created(path, made))
             return True
     return False
 
@@ -124,9 +127,12 @@ def _chosen(out: str) -> Path:
 
 
 @contextmanager
-def _created(path: Path) -> Iterator[None]:
+def _created(path: Path, made: list[Path] | None = None) -> Iterator[None]:
+    lacking = [each for each in (path, *path.parents) if not each.exists()]
     with _writing(path, " Give another --out."):
         path.mkdir(parents=True, exist_ok=True)
+    if made is not None:
+        made.extend(lacking)
     with held(path):
         if begun(path):
             raise SfumatoError(f"{path} already holds a run: continue it with `sfumato resume {path}` or set --out.")

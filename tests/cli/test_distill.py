@@ -62,11 +62,45 @@ def test_a_range_of_guidance_is_a_flag_of_samples(call, workplace):
         (("--samples", "1"), "samples"),
         (("--guidance", "4:1"), "lowest and highest"),
         (("--guidance", "1:x"), "range of scales, 1:4"),
+        (("--data", "nowhere"), "does not exist"),
+        (("--method", "path-distillation(adversary=1)"), "leave adversary= out"),
+        (("--method", "sdtt"), "process='masked'"),
     ],
 )
-def test_mistakes_are_one_sentence(call, models, words, said):
-    status, _, err = call("distill", models["points"], "--minutes", "0.02", *words)
-    assert status == 2 and said in err, err
+def test_mistakes_are_one_sentence_and_leave_nothing(refused, models, words, said):
+    assert said in refused("distill", models["points"], "--minutes", "0.02", *words)
+
+
+def test_a_refusal_leaves_what_was_there(call, models, workplace):
+    for there in ("few/mine.txt", "runs/other/mine.txt"):
+        (workplace / there).parent.mkdir(parents=True)
+        (workplace / there).touch()
+    for out in (("-o", "few"), ()):
+        status, *_ = call("distill", models["points"], "--samples", "1", *out)
+        assert status == 2
+    assert (workplace / "few/mine.txt").exists() and [each.name for each in (workplace / "runs").iterdir()] == ["other"]
+
+
+def test_the_same_command_goes_on_where_one_without_a_folder_was_stopped(call, models, workplace, monkeypatch):
+    real = teacher_samples._write
+
+    def stopping(path, made):
+        real(path, made)
+        if path.name.endswith("-00256.npz"):
+            raise KeyboardInterrupt
+
+    words = ("distill", models["points"], "--minutes", "0.02", "--samples", "600")
+    with monkeypatch.context() as faulty:
+        faulty.setattr(teacher_samples, "_write", stopping)
+        assert call(*words)[0] == 130
+    first = workplace / "runs" / "points-distilled"
+    part = first / "teacher_samples-00000.npz"
+    marked = np.load(part)["x"]
+    np.savez(part, x=np.full_like(marked, 101.5))
+    for more, folder in ((("--seed", "1"), "points-distilled-2"), ((), "points-distilled")):
+        status, out, err = call(*words, *more, "--json")
+        assert status == 0 and json.loads(out.splitlines()[-1])["run"] == f"runs/{folder}", err
+    assert (np.load(first / "teacher_samples.npz")["x"][:256] == 101.5).all()
 
 
 def test_a_run_that_is_stopped_while_samples_are_drawn_goes_on_with_those_that_are_there(

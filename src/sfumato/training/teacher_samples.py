@@ -37,7 +37,8 @@ SAMPLES, TEXTS, ASKED = "teacher_samples.npz", "teacher_samples.jsonl", "teacher
 _COUNT, _LARGEST = schema.optional(schema.whole(1)), 1 << 20
 _FIELDS = schema.fields(
     {"file": schema.choice(SAMPLES, TEXTS), "teacher": schema.text, "seed": schema.whole(), "samples": _COUNT,
-     "minutes": schema.optional(schema.number()), "number": _COUNT, "part": _COUNT}
+     "minutes": schema.optional(schema.number()), "number": _COUNT, "part": _COUNT},
+    {"request": schema.text},
 )  # fmt: skip
 _INSTEAD = "pass the training data, data= (--data)"
 
@@ -47,10 +48,11 @@ def number(seconds: float, minutes: float, least: int = LEAST) -> int:
     return max(least, min(MOST, int(SHARE * 60 * minutes / max(seconds, 1e-9))))
 
 
-def ask(path: Path, teacher: Any, words: str, settings: dict[str, Any]) -> Path:
+def ask(path: Path, teacher: Any, words: str, settings: dict[str, Any], request: str = "") -> Path:
     """The file in a run folder that `draw` makes, of as many samples as the settings say, or as suit their minutes.
 
-    words: which teacher it is. What is there of the same samples is kept, other ones are deleted.
+    words: which teacher it is. What is there of the same samples is kept, other ones are deleted. request: of which
+    run they are (`awaited`).
     """
     _require_classes_alone(teacher, _INSTEAD)
     count, minutes = settings.get("samples"), settings.get("minutes")
@@ -59,17 +61,28 @@ def ask(path: Path, teacher: Any, words: str, settings: dict[str, Any]) -> Path:
         minutes = budget(MOST, math.prod(teacher.shape))
     file = path / (SAMPLES if getattr(teacher.spec, "text", None) is None else TEXTS)
     asked = {"file": file.name, "teacher": words, "seed": settings.get("seed", 0), "samples": count, "minutes": minutes}
-    if (path / ASKED).exists() and asked.items() <= _asked(path).items():
+    if (path / ASKED).exists() and asked.items() <= (before := _asked(path)).items():
+        _write(path / ASKED, {**before, "request": request})
         return file
     for each in (file, *_parts(file)):
         remove(each)
-    _write(path / ASKED, {**asked, "number": MOST if count is None and minutes is None else count, "part": None})
+    number = MOST if count is None and minutes is None else count
+    _write(path / ASKED, {**asked, "number": number, "part": None, "request": request})
     return file
 
 
-def awaited(path: Path) -> bool:
-    """Whether samples that a run folder asks for are still to be drawn, all or some."""
-    return (path / ASKED).exists() and not (path / _asked(path)["file"]).exists()
+def awaited(path: Path, request: str = "") -> bool:
+    """Whether samples that a run folder asks for are still to be drawn, all or some; for this request, if one is
+    given."""
+    if not (path / ASKED).exists():
+        return False
+    asked = _asked(path)
+    return request in ("", asked.get("request")) and not (path / asked["file"]).exists()
+
+
+def any_drawn(path: Path) -> bool:
+    """Whether a run folder has samples of a teacher, all or some."""
+    return any(each.exists() or _parts(each) for each in (path / SAMPLES, path / TEXTS))
 
 
 def draw(path: Path, teacher: Any, world: World = ALONE, note: Callable[[str], None] = lambda line: None) -> None:
