@@ -80,6 +80,15 @@ def fits(nbytes: float) -> bool:
     return nbytes <= SHARE * available()
 
 
+def affordable(nbytes: float, what: str, instead: str) -> None:
+    """Raise SfumatoError unless so many bytes fit into the free memory. what: what takes them, in the plural."""
+    free = available()
+    if nbytes > free:
+        raise SfumatoError(
+            f"{what} take {nbytes / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {instead}"
+        )
+
+
 def peak_memory() -> int:
     """The largest resident set of this process so far, in bytes."""
     now = psutil.Process().memory_info()

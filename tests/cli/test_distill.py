@@ -65,6 +65,9 @@ def test_a_range_of_guidance_is_a_flag_of_samples(call, workplace):
         (("--data", "nowhere"), "does not exist"),
         (("--method", "path-distillation(adversary=1)"), "leave adversary= out"),
         (("--method", "sdtt"), "process='masked'"),
+        (("--samples", str(10**15)), "16,000,000.0 GB of memory"),
+        (("--samples", str(10**15), "--plan"), "16,000,000.0 GB of memory"),
+        (("--method", "path-distillation(paths=1000000000000000)"), "72,000,000.0 GB of memory"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(refused, models, words, said):

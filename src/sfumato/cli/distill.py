@@ -49,7 +49,7 @@ def distill(options: Any, voice: Voice) -> None:
     settings |= {} if options.init is None else {"init": options.init}
     with working(voice) as begin:
         if options.plan:
-            _plan(options, asked, settings, voice)
+            _plan(options, asked, settings, voice, teacher)
             return
         run = train_student(
             options.model, options.out, options.data, options.labels, console=console(voice), on_start=begin,
@@ -66,10 +66,12 @@ def distill(options: Any, voice: Voice) -> None:
     voice.say("", f"Done: the run is in {run.path}", "", "Next:", f"  sfumato sample {run.path} -n 64")
 
 
-def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: Voice) -> None:
+def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: Voice, teacher: Any) -> None:
     """The forecast of the run, in words or as JSON; nothing is kept. Of the samples of the teacher a few are drawn, and
     repeated."""
     wanted, drawing = options.samples, 0.0
+    if wanted is not None:
+        teacher_samples.affordable(wanted, teacher)
     with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         world, path = World(device=device_of(options.device)), Path(folder)
         asked |= {"samples": _FEW if wanted is None else min(wanted, _FEW)}

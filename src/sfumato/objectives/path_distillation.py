@@ -17,16 +17,17 @@ end has no error: a network need not say black exactly, and nothing is left of w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from sfumato import flow_map, noise
+from sfumato import flow_map, machine, noise
 from sfumato.belief import broadcast
 from sfumato.conditions import Conditions, Given
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, counted, whole
 from sfumato.flow_map import FlowMap, angle, unit
 from sfumato.objectives.adversary import Adversary
 from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, inside, moved, rate, square, step
@@ -80,6 +81,9 @@ class PathDistillation(MapLoss):
         super().suits(model)
         if self.teacher is None:
             raise SfumatoError("The paths are a teacher's: pass teacher=.")
+        states, numbers = self.steps + 1, math.prod(getattr(model, "shape", None) or ())
+        what = f"{counted(self.count, 'path')} of {states} states of {counted(numbers, 'number')}"
+        machine.affordable(4.0 * self.count * states * numbers, what, "set paths= to fewer.")
         if self.adversary and self.judge is None:
             self.judge = Adversary(self.teacher, self.seed)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import noise, schema
+from sfumato import machine, noise, schema
 from sfumato.conditions import declared
 from sfumato.data.text import END
 from sfumato.distributed import ALONE, World
@@ -56,7 +56,7 @@ def ask(path: Path, teacher: Any, words: str, settings: dict[str, Any], request:
     """
     _require_classes_alone(teacher, _INSTEAD)
     count, minutes = settings.get("samples"), settings.get("minutes")
-    count = None if count is None else whole("samples", count, least=2)
+    count = None if count is None else affordable(count, teacher)
     if minutes is None and settings.get("steps") is None:  # the minutes of training on them
         minutes = budget(MOST, math.prod(teacher.shape))
     file = path / (SAMPLES if getattr(teacher.spec, "text", None) is None else TEXTS)
@@ -69,6 +69,14 @@ def ask(path: Path, teacher: Any, words: str, settings: dict[str, Any], request:
     number = MOST if count is None and minutes is None else count
     _write(path / ASKED, {**asked, "number": number, "part": None, "request": request})
     return file
+
+
+def affordable(count: Any, teacher: Any) -> int:
+    """The count. Raises SfumatoError unless it is one of samples that fit into the free memory."""
+    count = whole("samples", count, least=2)
+    needed = 8.0 * count * math.prod(teacher.shape)  # of all and of their parts, where they are joined
+    machine.affordable(needed, f"{count:,} samples of the teacher", "take fewer.")
+    return count
 
 
 def awaited(path: Path, request: str = "") -> bool:
