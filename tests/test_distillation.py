@@ -150,6 +150,7 @@ def test_auto_of_small_pictures_is_kept_paths_with_an_adversary(tmp_path: Path) 
     run = sf.distill(file, tmp_path / "student", x, calls=(1, 2), steps=3, **words)
     assert sf.load(run.path).form == "ddim"
     assert run.config.loss.startswith("path-distillation(paths=4096, adversary=1, ")
+    assert "its adversary joins after 8,192 samples, and has not yet" in " ".join(sf.serialization.describe(run.path))
     model = sf.load(file)
     assert _chosen(model, World(rank=0, size=2)) == OF_PICTURES
     large = SimpleNamespace(process=model.process, spec=model.spec, shape=(3, 64, 64))

@@ -35,6 +35,7 @@ from sfumato.model import Denoiser
 from sfumato.nets.watching import registered_within
 from sfumato.noise import seeded
 from sfumato.objectives.density import drawn_levels
+from sfumato.objectives.taught import lesson
 from sfumato.process.paired import filled
 from sfumato.solvers import Plan
 from sfumato.solvers.plan import SCHEMA as PLAN
@@ -444,8 +445,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     facts = read_contract(path)
     made = facts["provenance"]
     lines = [f"{facts['path']}: {_kind(facts)} of {facts['parameters']:,} parameters, {facts['bytes'] / 1e6:.1f} MB."]
-    if (calls := _calls(facts["model"])) is not None:
-        lines.append(f"It was made to sample in {calls} calls of its network.")
+    lines += _student(facts["model"], made)
     if facts["process"] is not None:
         lines.append(f"It predicts {_predicts(facts['process'])}.")
     if facts["spec"] is not None:
@@ -454,12 +454,10 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     trained = f"Trained on {seen:,} samples seen" if seen else "Written"
     seed = f", seed {made['seed']}" if "seed" in made else ""
     lines.append(f"{trained}{seed}; sfumato {made['sfumato']}, torch {made['torch']}, {made['date']}.")
-    lines.append(
-        "It keeps the raw weights beside their moving average." if facts["raw"] else "It keeps one set of weights."
-    )
-    if facts["plans"]:
-        plans = {name: Plan.from_dict(plan) for name, plan in facts["plans"].items()}
-        lines += [f"Solver plan {name!r}: {_plan_words(plan)}." for name, plan in plans.items()]
+    kept = "the raw weights beside their moving average" if facts["raw"] else "one set of weights"
+    lines.append(f"It keeps {kept}.")
+    plans = {name: Plan.from_dict(plan) for name, plan in facts["plans"].items()}
+    lines += [f"Solver plan {name!r}: {_plan_words(plan)}." for name, plan in plans.items()]
     lines.append(f"Hash {facts['hash'][:16]} (format {facts['version']}).")
     return lines
 
@@ -479,14 +477,16 @@ def _kind(facts: Mapping[str, Any]) -> str:
     return f"{kind} in {' of '.join(map(an, around))}" if around else kind
 
 
-def _calls(tree: Any) -> str | None:
-    """The numbers of calls that a flow map in a tree is for, such as "1, 2 or 4"; None where there is none."""
+def _student(tree: Any, made: Mapping[str, Any]) -> list[str]:
+    """The numbers of calls that a flow map in a tree is for, and how it was distilled; nothing of other models."""
+    taught, lines = lesson(made.get("loss")), []
     while _is_model(tree):
         if tree["name"] == "FlowMap":
             *some, last = map(str, tree["args"]["calls"])
-            return f"{', '.join(some)} or {last}" if some else last
+            calls = f"{', '.join(some)} or {last}" if some else last
+            lines.append(f"It was made to sample in {calls} call{'' if calls == '1' else 's'} of its network.")
         tree = next((value for value in (tree["args"] or {}).values() if _is_model(value)), None)
-    return None
+    return lines if taught is None else [*lines, taught.words(made.get("samples_seen"))]
 
 
 def _plan_words(plan: Plan) -> str:

@@ -172,3 +172,21 @@ def test_the_number_of_samples_follows_the_minutes(call, models, workplace, monk
     status, _, err = call("distill", models["points"], "--minutes", "0.02", "-o", "few")
     assert status == 0 and err.count("The student learns from 256 samples of the teacher") == 1, err
     assert len(np.load(workplace / "few" / "teacher_samples.npz")["x"]) == 256
+
+
+def test_a_student_says_how_it_was_distilled(call, workplace):
+    """At the first lines of the run, in `info`, and where its guidance, which is fixed, is set."""
+    spec = sf.data.DataSpec.fit(sf.data.open(np.random.default_rng(0).normal(size=(80, 2)), labels=["a", "b"] * 40))
+    model = sf.Denoiser(sf.nets.MLP(2, 16, 1, classes=2), sf.Gaussian("flow"), spec=spec)
+    file = sf.save(model, workplace / "model.safetensors")
+    words = ("--minutes", "0.005", "--samples", "16", "--guidance", "2.5", "--steps", "1", "-o", "few")
+    status, _, err = call("distill", file, *words)
+    said = f"A student of {file} by trajectory-consistency, at a guidance of 2.5."
+    assert status == 0 and said in err, err
+    status, out, _ = call("info", "few")
+    assert said in out and "made to sample in 1 call of" in out, out
+    for given in ((), ("--class", "a"), ("--solver", "map")):
+        status, _, err = call("sample", "few", "-n", "1", "--guidance", "3", *given)
+        assert status == 2 and "in its weights: it was distilled at a guidance of 2.5; leave --guidance out" in err, err
+    status, _, err = call("sample", "few", "-n", "1", "--class", "a", "--guidance", "3", "--solver", "euler")
+    assert status == 0, "a student is a denoiser, too"

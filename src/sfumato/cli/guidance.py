@@ -15,6 +15,8 @@ from sfumato.errors import SfumatoError
 from sfumato.guidance import SCALE, Autoguided, Rescaled, Scale, Thresholded, guide
 from sfumato.guidance_laws import explain_guidance as laws_of
 from sfumato.machine import device_of
+from sfumato.objectives.taught import lesson
+from sfumato.registry import bare
 
 FLAGS = ("negative", "rescale", "threshold", "autoguide")  # beside --guidance and its interval
 
@@ -63,9 +65,19 @@ def _guided(options: Any, model: Any, scale: Scale | None, negative: Any, thresh
 
 
 def heard(options: Any, model: Any) -> Any:
-    """The options for a student that hears its scale of guidance: --guidance is then its condition."""
-    if options.guidance is None or not getattr(model, "two_times", False) or SCALE not in (declared(model) or {}):
+    """The options for a student that hears its scale of guidance: --guidance is then its condition. Raises
+    SfumatoError for one whose guidance is in its weights."""
+    if options.guidance is None or not getattr(model, "two_times", False):
         return options
+    if SCALE not in (declared(model) or {}):
+        if options.solver is not None and bare(options.solver) != "map":  # which takes it as a denoiser
+            return options
+        taught = lesson(model.provenance.get("loss"))
+        fixed = "" if taught is None else f": it was distilled {taught.guided()}"
+        raise SfumatoError(
+            f"the guidance of a student is in its weights{fixed}; leave --guidance out, or distil its teacher with "
+            "--guidance 1:4, a range of which samples choose"
+        )
     given = [*options.condition, (SCALE, f"{options.guidance:g}")]
     return argparse.Namespace(**{**vars(options), "guidance": None, "condition": given})
 

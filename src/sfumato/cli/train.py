@@ -21,6 +21,7 @@ from sfumato.diagnostics.text_bits import known_words
 from sfumato.errors import SfumatoError, SfumatoWarning, an, counted
 from sfumato.folder import is_held
 from sfumato.nets.lora import trainable, unadapted
+from sfumato.objectives.taught import lesson
 from sfumato.progress import QUIET_SECONDS, Count
 from sfumato.training.console import Console
 from sfumato.training.control import say
@@ -93,6 +94,8 @@ def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
             f"{session.source.name} ({counted(len(session.source), 'sample')}), in {session.path}. Ctrl-C stops and "
             "saves."
         )
+        if (taught := lesson(session.config.loss)) is not None:
+            voice.note(taught.words())
 
     with at_work(), limited(), signals() as listen:
         yield begin

@@ -31,7 +31,7 @@ from sfumato.errors import SfumatoError, counted, whole
 from sfumato.flow_map import FlowMap, angle, unit
 from sfumato.objectives.adversary import Adversary
 from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, inside, moved, rate, square, step
-from sfumato.objectives.taught import Teacher
+from sfumato.objectives.taught import JOINS, Teacher
 from sfumato.registry import register
 from sfumato.state import numbers_like
 
@@ -55,7 +55,7 @@ class PathDistillation(MapLoss):
 
     def __init__(
         self, teacher: Teacher | None = None, paths: int = 4096, every: int = 10, steps: int = 8,
-        calls: tuple[int, ...] = CALLS, seed: int = 0, huber: float = 0.02, adversary: float = 0.0, alone: int = 8192,
+        calls: tuple[int, ...] = CALLS, seed: int = 0, huber: float = 0.02, adversary: float = 0.0, alone: int = JOINS,
         turns: int = 2,
     ) -> None:  # fmt: skip
         super().__init__(teacher, diagonal=0.0, calls=calls, seed=seed)
