@@ -70,6 +70,15 @@ def test_a_resumed_run_is_the_same_run(teacher: sf.Denoiser, tmp_path: object) -
     ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, parts))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (whole.path / "ladder.json").read_text() == (parts.path / "ladder.json").read_text()
+    kept = json.loads((parts.path / "ladder.json").read_text())
+    for steps in (24, 28):  # stopped before their ends
+        console = Stops("parts", steps - 2)
+        with pytest.raises(Interrupted):
+            sf.resume(parts.path, steps=steps, console=console, on_start=console.begun)
+        again = json.loads((parts.path / "ladder.json").read_text())
+        said = f"Of step 20, before the run went on: {kept['advice']}"
+        assert again["rungs"] == kept["rungs"] and again["advice"] == said
+        assert said in (parts.path / "report.html").read_text()
     sf.save(sf.Denoiser(teacher.net, sf.Gaussian("cosine"), spec=teacher.spec), parts.path / "teacher.safetensors")
     with pytest.raises(sf.SfumatoError, match="no longer the teacher"):
         sf.resume(parts.path, steps=30, console=Silent())
@@ -91,14 +100,14 @@ def test_a_student_by_law_resumes_with_its_player(teacher: sf.Denoiser, tmp_path
 
 
 class Stops(Silent):
-    """Interrupts a run of a name at its fourth step."""
+    """Interrupts a run of a name at a step."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, step: int = 4) -> None:
         super().__init__()
-        self.stage, self.at = stage, ""
+        self.stage, self.step, self.at = stage, step, ""
 
     def __call__(self, progress: Progress) -> None:
-        if self.at == self.stage and progress.step == 4:
+        if self.at == self.stage and progress.step == self.step:
             raise KeyboardInterrupt
 
     def begun(self, session: Session) -> None:

@@ -113,11 +113,21 @@ def advice(rungs: Sequence[Rung]) -> str:
 
 
 class Climb(Hook):
-    """Writes ladder.json at the end of a run whose student has a teacher."""
+    """Writes ladder.json at the end of a run whose student has a teacher; once the run goes on, it is of a step
+    before."""
 
     def start(self, session: Session) -> None:
-        if session.world.leads:
-            remove(session.path / report.LADDER)  # out of date once the run goes on
+        path = session.path / report.LADDER
+        if not session.world.leads or not path.exists():
+            return
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            said = f"Of step {facts['step']:,}, before the run went on: {facts['advice']}"
+        except (ValueError, TypeError, KeyError):  # of an earlier version, or spoilt
+            remove(path)
+            return
+        if not facts.get("before"):
+            write_text(path, json.dumps({**facts, "before": True, "advice": said}, indent=1) + "\n")
 
     def end(self, session: Session) -> None:
         teacher, model = getattr(session.state.loss, "teacher", None), session.state.best
@@ -130,7 +140,8 @@ class Climb(Hook):
         student = serialization.load(session.path, device=model.device)  # as it is used, in float32
         with session.state.spending("ladder"):
             rungs = ladder(student, teacher, sorted({*CALLS, *student.calls}))
-        facts = {"fine_steps": FINE, "samples": shown(teacher), "rungs": [rung._asdict() for rung in rungs]}
+        facts: dict[str, Any] = {"step": session.state.step, "fine_steps": FINE, "samples": shown(teacher)}
+        facts["rungs"] = [rung._asdict() for rung in rungs]
         at = ", ".join(f"{scale:g}" for scale in scales(teacher))
         said = advice(rungs) + (f" Compared at a guidance of {at} in turn." if at else "")
         write_text(session.path / report.LADDER, json.dumps(facts | {"advice": said}, indent=1) + "\n")
