@@ -55,6 +55,7 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     assert max(each.done for each in told if "fine solution" in each.what) == 127  # 64 steps of Heun, the last of Euler
     page = (run.path / "report.html").read_text()
     assert "Quality by the number of calls" in page and f"{rungs[1, 'student']:.3f}" in page
+    assert "Hold-out loss" in page and "Nothing was held out" not in page and "not measured by noise level" in page
     assert "1, 2 or 4 calls" in " ".join(sf.serialization.describe(run.path))
     x = sf.sample(student, 64, label="left")
     assert (x[:, 0] < 0).float().mean() > 0.9
