@@ -283,8 +283,29 @@ def test_three_rises_near_the_lowest_are_no_divergence() -> None:
 
 def test_advice_names_where_the_student_wins() -> None:
     rungs = [Rung(1, "student", 0.1), Rung(1, "default", 0.9), Rung(4, "student", 0.05), Rung(4, "tuned-4", 0.04)]
-    assert advice(rungs) == "The student is nearer with 1 calls; with 4 calls take the teacher."
+    assert advice(rungs) == "The student is nearer with 1 call; with 4 calls take the teacher."
     assert "keep sampling it" in advice(rungs[3:])
+
+
+class Farther(sf.compose.Wrapped):
+    """A model whose samples lie far outside the data."""
+
+    def __call__(self, z: torch.Tensor, t: Any, /, **cond: Any) -> Any:
+        return self.inner(5 * z, t, **cond)
+
+
+@pytest.mark.parametrize("far", ["student", "teacher"])
+def test_warnings_of_the_ladder_say_whose_samples_they_are_about(teacher: sf.Denoiser, far: str) -> None:
+    """A teacher's samples in few calls are left out: their distance says it."""
+    models = {"student": teacher, "teacher": teacher} | {far: Farther(teacher)}
+    with pytest.warns(sf.SfumatoWarning) as found:
+        ladder(models["student"], models["teacher"], (1, 2))
+    owners = {str(each.message).partition(":")[0] for each in found}
+    all_of = {
+        "student": {"The student in 1 call", "The student in 2 calls"},
+        "teacher": {"The model's own fine solution"},
+    }
+    assert owners == all_of[far], owners
 
 
 def test_mistakes(teacher: sf.Denoiser, tmp_path: object) -> None:

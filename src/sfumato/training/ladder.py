@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from sfumato import folder, serialization
 from sfumato.conditions import declared
 from sfumato.diagnostics import report
+from sfumato.errors import SfumatoWarning, counted
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
 from sfumato.guidance import SCALE, GuidedByCondition
@@ -75,14 +77,15 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     number = shown(teacher)
     cond = cond or in_turn(teacher, number)
 
-    def states(model: Any, steps: int, solver: Any = None) -> Tensor:
-        found: Tensor = sample(model, number, steps, solver, seed, normalised=True, cond=cond)
+    def states(model: Any, steps: int, solver: Any = None, whose: str = "") -> Tensor:
+        with _warnings_of(whose):
+            found: Tensor = sample(model, number, steps, solver, seed, normalised=True, cond=cond)
         return inside(teacher, found).double()
 
     with counting("The model's own fine solution, calls of its network") as count, ExitStack() as stack:
         if isinstance(net := getattr(teacher, "net", None), nn.Module):
             stack.callback(net.register_forward_pre_hook(lambda *_: count()).remove)
-        fine = states(teacher, FINE, "heun")
+        fine = states(teacher, FINE, "heun", "The model's own fine solution")
     scale = float(fine.square().mean().sqrt())
     plans: Mapping[str, Any] = getattr(teacher, "plans", {}) or {}
     rungs = []
@@ -93,9 +96,24 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
         }
         ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == each}
         for how, (model, steps, solver) in ways.items():
-            off = (states(model, steps, solver) - fine).square().mean().sqrt()
+            whose = f"The student in {counted(each, 'call')}" if how == "student" else ""
+            off = (states(model, steps, solver, whose) - fine).square().mean().sqrt()
             rungs.append(Rung(each, how, float(off) / scale))
     return rungs
+
+
+@contextmanager
+def _warnings_of(whose: str) -> Iterator[None]:
+    """Put the owner of the samples before warnings of them; without an owner, whose distance says all, leave them
+    out."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", SfumatoWarning)
+        yield
+    for each in found:
+        if not issubclass(each.category, SfumatoWarning):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        elif whose:
+            warnings.warn(f"{whose}: {each.message}", SfumatoWarning, stacklevel=2)
 
 
 def advice(rungs: Sequence[Rung]) -> str:
@@ -108,8 +126,12 @@ def advice(rungs: Sequence[Rung]) -> str:
     if not wins:
         return "The teacher is nearer to its own solution at each of these numbers of calls: keep sampling it."
     others = [str(rung.calls) for rung in best if rung.how != "student"]
-    words = f"The student is nearer with {' or '.join(wins)} calls"
-    return f"{words}; with {' or '.join(others)} calls take the teacher." if others else f"{words}."
+    words = f"The student is nearer with {_calls(wins)}"
+    return f"{words}; with {_calls(others)} take the teacher." if others else f"{words}."
+
+
+def _calls(numbers: list[str]) -> str:
+    return f"{' or '.join(numbers)} call{'' if numbers == ['1'] else 's'}"
 
 
 class Climb(Hook):
