@@ -58,7 +58,8 @@ def test_what_it_does_is_said_while_a_folder_is_decoded(call, workplace, monkeyp
     assert status == 0, err
     said = err.splitlines()
     assert said[0].startswith("Opening the data") and any("30 of 30" in line for line in said[1:])
-    assert any(line.startswith("Timing steps: 24 of 24") for line in said), said
+    steps = next(i for i, line in enumerate(said) if line.startswith("Timing steps: 24 of 24"))
+    assert "Timing a validation, samples and the end of the run." in said[steps + 1 : steps + 3], said
     assert json.loads(out)["facts"]["samples"] == 30
 
 

@@ -87,7 +87,7 @@ def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: 
         found = []
         for words in stages:
             voice.note(f"Timing a few steps of {words['loss'].partition('(')[0]}; nothing is kept.")
-            found.append(forecast(data, options.out, options.labels, **words))
+            found.append(forecast(data, options.out, options.labels, voice.note, **words))
     fits = {"fits": all(each.fits for each in found), "drawing": drawing}
     voice.emit({**found[-1].to_dict(), **fits, "before": [each.to_dict() for each in found[:-1]]})
     if drawing:

@@ -22,7 +22,7 @@ def plan(options: Any, voice: Voice) -> None:
     with warnings.catch_warnings():
         # after the few steps of a rehearsal samples are noise
         warnings.filterwarnings("ignore", ".* of the sampled values", SfumatoWarning)
-        found = forecast(data, out, **settings)
+        found = forecast(data, out, note=voice.note, **settings)
     voice.emit(found.to_dict())
     voice.say(*page(found))
 

@@ -153,11 +153,15 @@ class Costs:
         return 1 + bisect_left(range(1, most), budget, key=lambda n: math.fsum(self.loop(n, step).values()))
 
 
-def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any = None, **settings: Any) -> Forecast:
+def forecast(
+    data: Any, out: str | os.PathLike[str] | None = None, labels: Any = None,
+    note: Callable[[str], None] = lambda line: None, **settings: Any,
+) -> Forecast:  # fmt: skip
     """Predict the time, memory and disk that training would need: `sf.forecast("photos/", net="base", minutes=60)`.
 
-    data, out, labels, settings: as for `sf.train`, but without objects. Trains for about 24 steps and discards the
-    result; only decoded images stay in the cache, for the run to use. The random state of the caller is unchanged.
+    data, out, labels, settings: as for `sf.train`, but without objects. note: told what follows the timing of steps.
+    Trains for about 24 steps and discards the result; only decoded images stay in the cache, for the run to use. The
+    random state of the caller is unchanged.
     Raises SfumatoError for whatever `sf.train` would refuse, and if memory is too small even for one sample at a time.
     """
     chosen, labels = in_words(data, out, labels, settings)
@@ -175,7 +179,7 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
     latent = chosen.latent or chosen.autoencoder is not None
     with own_modes(device), tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         try:
-            return (_of_latent if latent else _measured)(data, labels, chosen, Path(folder), given)
+            return (_of_latent if latent else _measured)(data, labels, chosen, Path(folder), given, note)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -185,7 +189,9 @@ def forecast(data: Any, out: str | os.PathLike[str] | None = None, labels: Any =
             ) from None
 
 
-def _of_latent(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Objects) -> Forecast:
+def _of_latent(
+    data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Objects, note: Callable[[str], None]
+) -> Forecast:
     """The forecast of the denoiser, with that of its autoencoder, which is hardly trained here, before it."""
     place, last = path / AUTOENCODER, chosen
     before: tuple[Forecast, ...] = ()
@@ -194,14 +200,16 @@ def _of_latent(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: O
         shutil.copyfile(serialization.locate(chosen.autoencoder), place / serialization.FILE)
     else:
         words = {"data": chosen.data, "labels": chosen.labels, "out": chosen.out, **stages.of_autoencoder(chosen)}
-        before = (_measured(data, labels, from_dict(words), place, given),)
+        before = (_measured(data, labels, from_dict(words), place, given, note),)
         last = chosen.replace(reconstruction=0, **stages.share_of_budget(chosen, 1 - stages.SHARE))
-    found = _measured(data, labels, last.replace(latent=True, autoencoder=str(place)), path, given)
-    notes = [note for note in found.facts["notes"] if not before or "The autoencoder explains" not in note]
+    found = _measured(data, labels, last.replace(latent=True, autoencoder=str(place)), path, given, note)
+    notes = [each for each in found.facts["notes"] if not before or "The autoencoder explains" not in each]
     return dataclasses.replace(found, before=before, facts={**found.facts, "notes": notes})
 
 
-def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Objects) -> Forecast:
+def _measured(
+    data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Objects, note: Callable[[str], None]
+) -> Forecast:
     start, free = time.perf_counter(), _free(device_of(chosen.device))
     config, source, model = prepared(data, labels, chosen, device_of(chosen.device), given)
     for part in ("samples", "checkpoints"):
@@ -211,7 +219,7 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Ob
     with closing(usual(Session(path, own, source, State(model, own), Silent()))) as session:
         session.save()
         starting = time.perf_counter() - start
-        costs, end, facts = _rehearsed(session)
+        costs, end, facts = _rehearsed(session, note)
         memory = {"train": peak_memory(), **free}
         if model.device.type == "cuda":
             memory["device_train"] = torch.cuda.max_memory_reserved(model.device)
@@ -228,7 +236,7 @@ def _measured(data: Any, labels: Any, chosen: TrainConfig, path: Path, given: Ob
         )  # fmt: skip
 
 
-def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
+def _rehearsed(session: Session, note: Callable[[str], None]) -> tuple[Costs, float, dict[str, Any]]:
     """(costs of steps and of the work between them, seconds of the end of a run, facts), by rehearsing them."""
     config, state, (x, cond) = session.config, session.state, session.parts()[0]
     loop: Any = fit(session.denoiser, x, config.replace(steps=1 << 40, minutes=None), cond, None, state)
@@ -236,6 +244,7 @@ def _rehearsed(session: Session) -> tuple[Costs, float, dict[str, Any]]:
     with closing(loop), closing(Log(session.path / "metrics.jsonl")) as log:
         taken = _steps(log, loop)
         costs = Costs(config, taken[:FIRST], taken[FIRST:])
+        note("Timing a validation, samples and the end of the run.")
         many = costs.steps(costs.step.value)  # an estimate: no other work is measured yet
         _validate(session, log, costs, float(many * config.batch))
         if state.averages:
