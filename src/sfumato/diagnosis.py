@@ -19,7 +19,7 @@ from sfumato.diagnostics import summary
 from sfumato.diagnostics.checks import Evidence, Report, Weights, examine
 from sfumato.diagnostics.checks.evidence import TRAINED, answers, draw, information, not_finite, parameters, paths
 from sfumato.diagnostics.samples import fits
-from sfumato.errors import SfumatoError, an
+from sfumato.errors import SfumatoError, an, counted
 from sfumato.flow_map import FlowMap
 from sfumato.machine import default_cpu
 from sfumato.noise import seeded
@@ -217,7 +217,7 @@ def _unasked(patient: _Patient) -> dict[str, str]:
     model = patient.raw
     process = getattr(model, "process", None)
     if _untrained(patient):
-        return {"answers": f"since the network has hardly learned in {patient.made['steps']} steps"}
+        return {"answers": f"since the network has hardly learned in {counted(patient.made['steps'], 'step')}"}
     if getattr(model, "gamma", 0):
         return {"answers": "since a flow map that renews noise between its calls need not be a denoiser"}
     if process is None:

@@ -37,9 +37,9 @@ def shown(line: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number with the words for one or for many, by default `one` and an s: 1 file, 2 files."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def counted(number: float, one: str, many: str = "") -> str:
+    """A number with the words for one or for many, by default `one` and an s: 1 file, 2 files, 0.5 minutes."""
+    return f"{number:{'g' if isinstance(number, float) else ','}} {one if number == 1 else many or one + 's'}"
 
 
 def an(name: str) -> str:

@@ -28,7 +28,7 @@ from sfumato.autoregressive import Autoregressive
 from sfumato.cascade import Staged
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
-from sfumato.errors import SfumatoError, an, place
+from sfumato.errors import SfumatoError, an, counted, place
 from sfumato.files import first_line, locked, read_header, read_sealed, reason, write_sealed
 from sfumato.machine import default_cpu, device_of, outside_inference
 from sfumato.model import Denoiser
@@ -490,7 +490,7 @@ def _student(tree: Any, made: Mapping[str, Any]) -> list[str]:
 
 
 def _plan_words(plan: Plan) -> str:
-    words = f"{plan.name}, {plan.steps} steps, {plan.calls} calls"
+    words = f"{plan.name}, {counted(plan.steps, 'step')}, {counted(plan.calls, 'call')}"
     if plan.tuned is None:
         return words
     before, after = plan.tuned["untuned"], plan.tuned["error"]

@@ -64,7 +64,7 @@ def test_runs_that_are_not_whole(call, run, tmp_path):
         sf.train(run.parent / "moons.npz", tmp_path / "stopped", console=Stop(), **SETTINGS)
     out = call("doctor", tmp_path / "stopped")[1]
     assert "(not finished, step 1): nothing found" in out
-    assert "since the network has hardly learned in 1 steps: " in out
+    assert "since the network has hardly learned in 1 step: " in out
     other = tmp_path / "part"
     shutil.copytree(run, other)
     (other / "model.safetensors").unlink()

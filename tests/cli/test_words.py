@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
+import sfumato as sf
 from sfumato import solvers
 from sfumato.cli import COMMANDS, main
 from sfumato.cli.parse import parse, train_config
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
+from sfumato.solver_selection import make_plan
 from sfumato.training.config import TrainConfig
 
 
@@ -219,3 +221,13 @@ def test_arguments_of_what_a_flag_names():
 def test_wrong_arguments_are_one_sentence(refused, workplace, words, expected):
     (workplace / "broken.py").write_text("nonsense")
     assert expected in refused(*words.split())
+
+
+def test_one_is_no_plural(call, models):
+    told = [
+        counted(*each) for each in ((1, "call"), (1.0, "minute"), (0.5, "minute"), (2000, "step"), (1, "is", "are"))
+    ]
+    assert told == ["1 call", "1 minute", "0.5 minutes", "2,000 steps", "1 is"]
+    assert ": 1 step, 1 call, order" in str(make_plan(sf.load(models["points"]), 1, "euler"))
+    status, _, err = call("sample", models["images"], "-n", "1", "--class", "3,5", "--steps", "1", "-o", "x.npy")
+    assert status == 2 and "2 values for 1 sample:" in err, err

@@ -281,4 +281,4 @@ def test_folders_that_hold_nothing(tmp_path):
 
 def test_labels_of_another_length_are_refused(tmp_path):
     save(tmp_path / "a.png", pixels(8, 8))
-    refused(tmp_path, "2 labels for 1 samples", labels=[0, 1])
+    refused(tmp_path, "2 labels for 1 sample", labels=[0, 1])

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from sfumato.certification.law import Bias, Marginal
+from sfumato.errors import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def cells(one: Findings) -> list[str]:
         "-" if one.start_order is None else f"{one.start_order:.2f}",
         one.calls,
         f"{one.joins[1]:.0e}",
-        "never" if one.bounded_from is None else f"{one.bounded_from} steps",
+        "never" if one.bounded_from is None else counted(one.bounded_from, "step"),
         "yes" if one.same else "NO",
         "-" if one.marginal is None else f"{one.marginal.distance:.3f} / {one.marginal.floor:.3f}",
         "-" if one.whole is None else f"{one.whole[1]:.2g} in {one.whole[0]}",

@@ -11,7 +11,7 @@ from sfumato.certification import checks, law
 from sfumato.certification.certificate import Certificate, Findings
 from sfumato.certification.foreign import Foreign
 from sfumato.certification.subjects import PlanSubject, SolverSubject, StepSubject, Subject
-from sfumato.errors import SfumatoError, an
+from sfumato.errors import SfumatoError, an, counted
 from sfumato.machine import default_cpu
 from sfumato.registry import make
 from sfumato.schedule import Schedule
@@ -137,7 +137,7 @@ def _step_faults(subject: Subject, found: Findings, calls: int | Callable[[int],
     for steps, count in found.counted if calls is not None else ():
         promised = calls(steps) if callable(calls) else int(calls or 0) * steps
         if promised != count:
-            faults.append(f"{count} calls in {steps} steps, declared {promised}")
+            faults.append(f"{counted(count, 'call')} in {counted(steps, 'step')}, declared {promised}")
             break
     if not found.random and abs(found.first_call - found.t_start) > 1e-9 * max(1.0, abs(found.t_start)):
         faults.append(f"the first call is at t = {found.first_call:.6g}, but the start at {found.t_start:.6g}")

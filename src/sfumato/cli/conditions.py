@@ -15,7 +15,7 @@ from sfumato.conditions.text import texts_of
 from sfumato.data import DataSpec
 from sfumato.data.images import IMAGE_SUFFIXES, ImageFiles, read_images
 from sfumato.data.numpy_files import load
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.files import first_line, require_plain
 from sfumato.model import Denoiser
 
@@ -90,10 +90,8 @@ def conditions(given: Mapping[str, str], spec: DataSpec, index: torch.Tensor) ->
 def _turns(name: str, several: list[str], index: torch.Tensor) -> list[str]:
     """One of several values for each sample, by its number."""
     if len(several) > int(index.max()) + 1:
-        least = len(several) - int(index[0])
-        raise SfumatoError(
-            f"--condition {name} has {len(several)} values for {len(index)} samples: -n {least} draws one of each"
-        )
+        least, samples = len(several) - int(index[0]), counted(len(index), "sample")
+        raise SfumatoError(f"--condition {name} has {len(several)} values for {samples}: -n {least} draws one of each")
     return [several[i % len(several)] for i in index.tolist()]
 
 

@@ -157,7 +157,7 @@ def _by_stages(
     how |= {"steps": options.steps, "solver": options.solver}
     plan = plans(model, options.steps, options.solver)[-1]
     more, n = {"steps": plan.steps, "solver": plan.name}, how["n"]
-    said = f"The last stage by {plan.name}: {counted(plan.spent, 'call')} for each of {n:,} samples."
+    said = f"The last stage by {plan.name}: {counted(plan.spent, 'call')} for each of {counted(n, 'sample')}."
     if edit == "upscale":
         small = _small(options.upscale, model, spec)
         note(said)

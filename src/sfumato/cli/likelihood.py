@@ -18,7 +18,7 @@ from sfumato.cli.run import Voice
 from sfumato.conditions import Conditions, of_data
 from sfumato.coupling_flow import CouplingFlow
 from sfumato.data import DataSpec, frames
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.files import atomic
 from sfumato.likelihood import Measured, log_prob
 from sfumato.likelihood.measured import WHOLE
@@ -147,7 +147,8 @@ def report(found: Measured, spec: DataSpec) -> list[str]:
         above = ": a bound from above" if found.bound or found.dequantisation != "symbols" else ""
         lines.append(f"{bits:.4f} bits per dimension, {WHOLE[found.dequantisation]}{above}.")
     lines.append(
-        f"{len(found)} samples of {found.sizes} numbers; {found.method}, {found.steps} steps. Of one sample (rms):"
+        f"{counted(len(found), 'sample')} of {found.sizes} numbers; {found.method}, {counted(found.steps, 'step')}. Of "
+        "one sample (rms):"
     )
     return lines + [f"  {WORDS[name]:<33} {_figure(value)} nats" for name, value in facts(found)["rms"].items()]
 

@@ -258,6 +258,6 @@ def _conditions(facts: dict[str, Any]) -> list[str]:
 
 def _classes(counts: dict[str, int]) -> list[str]:
     width = max(len(name) for name in list(counts)[:30])
-    lines = [f"{len(counts)} classes:"]
+    lines = [f"{counted(len(counts), 'class', 'classes')}:"]
     lines += [f"  {name:<{width}}  {count:,}" for name, count in list(counts.items())[:30]]
     return lines + ([f"  ... and {len(counts) - 30} more"] if len(counts) > 30 else [])

@@ -33,12 +33,12 @@ def page(found: Forecast) -> list[str]:
     shape = " x ".join(map(str, facts["shape"]))
     samples = f"{counted(facts['samples'], 'sample')} of {shape}"
     what = f"{facts['samples']:,} {facts['lengths']}" if facts.get("lengths") else samples
-    classes = f", {facts['classes']} classes" if facts["classes"] else ""
+    classes = f", {counted(facts['classes'], 'class', 'classes')}" if facts["classes"] else ""
     others = [name for name in facts.get("conditions", ()) if name != "label" or not facts["classes"]]
     classes += f", conditioned on {', '.join(others)}" if others else ""
     head = f"{facts['data']}: {what}, {facts['dtype']}{classes}; "
     head += f"{facts['train']:,} to train on, {facts['holdout']:,} held out."
-    sampling = f"{found.sampling['number']} samples in {found.sampling['steps']} steps: "
+    sampling = f"{counted(found.sampling['number'], 'sample')} in {counted(found.sampling['steps'], 'step')}: "
     sampling = f"sampling  {sampling}{duration(found.sampling['seconds'])}"
     if found.before:
         notes = [f"Note: {note}" for note in facts["notes"]]
@@ -90,7 +90,7 @@ def _trained(facts: dict[str, Any]) -> str:
 
 
 def _machine(facts: dict[str, Any]) -> str:
-    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    threads = counted(facts["threads"], "thread")
     return f"the CPU with {threads}" if facts["device"] == "cpu" else str(facts["device"])
 
 
@@ -120,8 +120,8 @@ def _time(found: Forecast) -> list[str]:
     return [
         f"time      {between(found.total)} in all{budget}",
         f"          of it {shares}",
-        f"          {found.steps.value:,} steps{limits}, {found.steps.value * config.batch:,} samples, "
-        f"{found.epochs:.1f} epochs",
+        f"          {counted(found.steps.value, 'step')}{limits}, "
+        f"{counted(found.steps.value * config.batch, 'sample')}, {found.epochs:.1f} epochs",
         f"          {between(step)} a step, "
         f"{config.batch / step.value:,.0f} samples a second",
         *compiled,
@@ -150,7 +150,7 @@ def verdict(found: Forecast) -> str:
         return "It does not fit into memory: give --micro, the samples that are computed at once, or a smaller --net."
     micro = found.facts["micro"]
     if micro < min(found.config.micro or found.config.batch, found.config.batch):
-        return f"It fits in parts of {micro} samples: add --micro {micro}, which changes nothing else."
+        return f"It fits in parts of {counted(micro, 'sample')}: add --micro {micro}, which changes nothing else."
     return "It fits."
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sfumato.cli.run import Voice
 from sfumato.diagnostics import summary
+from sfumato.errors import counted
 from sfumato.progress import clock
 from sfumato.training.config import read
 
@@ -42,7 +43,7 @@ def table(found: list[dict[str, Any]]) -> list[str]:
     for run in found:
         loss, valid = ("-" if run[name] is None else f"{run[name]:.4f}" for name in ("loss", "validation"))
         state = summary.state(Path(run["path"]), run["done"])
-        skipped = f", {run['incidents']} steps skipped" if run["incidents"] else ""
+        skipped = f", {counted(run['incidents'], 'step')} skipped" if run["incidents"] else ""
         lines.append(
             f"{run['path']:<{width}}  {run['step']:>9,}  {run['samples']:>11,}  {clock(run['seconds']):>8}  {loss:>8}  "
             f"{valid:>8}  {state}{skipped}"

@@ -185,7 +185,8 @@ def _say_choices(
 ) -> None:  # fmt: skip
     """Print notes on choices that were made for the user."""
     if spec.classes and "label" not in given:
-        note(f"No --class was given: the samples go through all {len(spec.classes)} classes in turn.")
+        classes = counted(len(spec.classes), "class", "classes")
+        note(f"No --class was given: the samples go through all {classes} in turn.")
     left = [name for name in spec.conditions if name not in cond or not bool(cond.given(name).present.any())]
     if left:
         what = "FILE" if isinstance(spec.conditions[left[0]], Field) else "VALUE"
@@ -201,10 +202,11 @@ def _say_choices(
 
 def _say_plan(options: Any, model: Any, plan: Plan, note: Callable[[str], None]) -> None:
     """Print a note where the model has a plan of its own for this number of steps."""
+    steps = counted(plan.steps, "step")
     if any(plan is own for own in model.plans.values()):
-        note(f"Using the model's own plan of {plan.steps} steps ({plan.name}); --solver selects another.")
+        note(f"Using the model's own plan of {steps} ({plan.name}); --solver selects another.")
     elif options.solver is None and any(own.steps == plan.steps for own in model.plans.values()):
-        note(f"The model's plan of {plan.steps} steps is not used: `sfumato tune` fitted it for another guidance.")
+        note(f"The model's plan of {steps} is not used: `sfumato tune` fitted it for another guidance.")
 
 
 def _draw(model: Any, options: Any, index: torch.Tensor, given: Conditions, world: World) -> Any:

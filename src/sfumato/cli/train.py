@@ -86,9 +86,8 @@ def working(voice: Voice) -> Iterator[Callable[[Session], None]]:
         net: Any = session.denoiser.net
         parameters, trained = trainable(session.denoiser)
         some = f", of which {trained:,} are trained," if trained < parameters else ""
-        budget = (
-            counted(session.config.steps, "step") if session.config.steps else f"{session.config.minutes:g} minutes"
-        )
+        steps, minutes = session.config.steps, session.config.minutes or 0.0
+        budget = counted(steps, "step") if steps else counted(minutes, "minute")
         voice.note(
             f"Training {an(name_of(unadapted(net)))} of {counted(parameters, 'parameter')}{some} for {budget} on "
             f"{session.source.name} ({counted(len(session.source), 'sample')}), in {session.path}. Ctrl-C stops and "

@@ -14,6 +14,7 @@ from sfumato.cli.process import at_work
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.diagnostics import examples
+from sfumato.errors import counted
 from sfumato.machine import device_of
 from sfumato.solvers import Plan
 from sfumato.tuning import TuneProgress
@@ -48,14 +49,15 @@ def report(plan: Plan, name: str, path: str) -> list[str]:
     after, before = plan.tuned["error"], plan.tuned["untuned"]
     if "nats" in after:
         return [
-            f"Divergence from the model's law, {plan.calls} calls in random order, predicted by its own entropies:",
+            f"Divergence from the model's law, {counted(plan.calls, 'call')} in random order, predicted by its own "
+            "entropies:",
             f"  tuned    {after['nats']:.3g} nats a sample",
             f"  untuned  {before['nats']:.3g} nats a sample ({before['name']})",
             f"Stored in {path} as plan {name!r}.",
         ]
     way = "fine solve along the same path of noise" if "law" in after else "exact solution of the flow"
     lines = [
-        f"Distance from the {way}, {plan.calls} calls, on noise that it was not fitted to:",
+        f"Distance from the {way}, {counted(plan.calls, 'call')}, on noise that it was not fitted to:",
         f"  tuned    {_figures(after)}",
         f"  untuned  {_figures(before)} ({before['name']}, the best of many)",
     ]

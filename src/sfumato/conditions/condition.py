@@ -90,7 +90,8 @@ def counted(given: Given, n: int) -> Given:
     if len(given.values) == n:
         return given
     if len(given.values) != 1:
-        raise SfumatoError(f"{len(given.values)} values for {n} samples: give one, or one per sample")
+        samples = "1 sample" if n == 1 else f"{n} samples"
+        raise SfumatoError(f"{len(given.values)} values for {samples}: give one, or one per sample")
     return given.rows(torch.zeros(n, dtype=torch.int64))
 
 

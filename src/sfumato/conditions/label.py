@@ -109,7 +109,7 @@ class Label(_Names):
         return [self.classes[i] if i >= 0 else None for i in given.masked().values.tolist()]
 
     def describe(self) -> str:
-        return f"one of {len(self.classes)} classes: {self._listed}"
+        return f"one of {len(self.classes)} class{'' if len(self.classes) == 1 else 'es'}: {self._listed}"
 
 
 @register("condition", "multilabel")

@@ -115,5 +115,6 @@ def _plain(value: Any, n: int) -> Given:
         if value.dtype == torch.float64:
             value = value.to(torch.get_default_dtype())
     if value.ndim == 1 and len(value) not in (1, n):
-        raise SfumatoError(f"{len(value)} values for {n} samples: give one, one per sample, or a matrix of one row")
+        samples = "1 sample" if n == 1 else f"{n} samples"
+        raise SfumatoError(f"{len(value)} values for {samples}: give one, one per sample, or a matrix of one row")
     return Given.of(value.reshape(1) if value.ndim == 0 else value)

@@ -153,7 +153,7 @@ def arrange(x: Tensor, where: str) -> tuple[Tensor, str, list[str]]:
             x = x.movedim(-1, 1).contiguous()
             notes.append("Channels were last, (N, H, W, C): moved to (N, C, H, W).")
         else:
-            notes.append(f"Read as {x.shape[1]} channels; if channels are last, give (N, C, H, W).")
+            notes.append(f"Read as {counted(x.shape[1], 'channel')}; if channels are last, give (N, C, H, W).")
     image = x.ndim == 4 and x.dtype in IMAGE_DTYPES and x.shape[1] in IMAGE_CHANNELS
     return x, "image" if image else "array", notes
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import SfumatoError, an, suggest
+from ..errors import SfumatoError, an, counted, suggest
 from ..files import atomic, first_line
 from . import table_fields
 from .column import Column
@@ -89,7 +89,8 @@ def opened(
     x = made.encode(found)
     said = "; ".join(made.describe()[:12]) + (f"; and {len(made.fields) - 12} more" if len(made.fields) > 12 else "")
     told = [
-        f"A table of {len(made.fields)} columns ({said}); --column NAME:KIND says otherwise (category, number, ignore)."
+        f"A table of {counted(len(made.fields), 'column')} ({said}); --column NAME:KIND says otherwise (category, "
+        "number, ignore)."
     ]
     if all(field.constant for field in made.fields):
         told.append("All rows are equal: there is nothing to learn, and all samples will be this row.")

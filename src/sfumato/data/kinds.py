@@ -281,7 +281,7 @@ def _counted(name: str, found: Column) -> str:
 def _worded(found: Column) -> str:
     """A column in a few words."""
     if found.kind == "label":
-        return f"label, {len(found.names or ()):,} classes"
+        return f"label, {counted(len(found.names or ()), 'class', 'classes')}"
     if found.kind in ("vector", "field"):
         return f"{found.kind}, {' x '.join(map(str, found.values.shape[1:]))}"
     return found.kind

@@ -8,7 +8,7 @@ import numpy as np
 from ..conditions import NULL
 from ..conditions.condition import as_array
 from ..conditions.label import coded
-from ..errors import SfumatoError, place
+from ..errors import SfumatoError, counted, place
 from ..files import first_line, reason, require_plain
 from .column import Column
 from .numpy_files import load
@@ -36,7 +36,8 @@ def encode_labels(labels: Any, count: int) -> Column:
     """
     array = as_array(labels)
     if array.ndim and len(array) != count:
-        raise SfumatoError(f"there are {len(array):,} labels for {count:,} samples: give exactly one per sample")
+        many = f"are {len(array):,} labels" if len(array) != 1 else "is 1 label"
+        raise SfumatoError(f"there {many} for {counted(count, 'sample')}: give exactly one per sample")
     indices, classes = coded(array)
     if (indices == NULL).any():
         missing = int(np.argmin(indices))

@@ -384,7 +384,7 @@ class DataSpec:
             lines.append(f"{every} are missing in all of the training: samples have NaN there.")
         if self.classes:
             shown = ", ".join(self.classes[:20]) + (" ..." if len(self.classes) > 20 else "")
-            lines.append(f"{len(self.classes)} classes: {shown}.")
+            lines.append(f"{counted(len(self.classes), 'class', 'classes')}: {shown}.")
         others = {name: each for name, each in self.conditions.items() if name != "label" or not self.classes}
         lines += [f"condition {name}: {each.describe()}." for name, each in others.items()]
         return lines if self.conditions else [*lines, "no classes."]

@@ -115,7 +115,7 @@ def write(
     lines = folder.read(run / "metrics.jsonl")
     last = lines[-1] if lines else {}
     holdout, model = _holdout(lines), contract(run)
-    budget = counted(settings["steps"], "step") if settings["steps"] else f"{settings['minutes']:g} minutes"
+    budget = counted(settings["steps"], "step") if settings["steps"] else counted(float(settings["minutes"]), "minute")
     facts: Facts = {
         "version": VERSION, "run": str(run), **_reached(run, lines), "epochs": last.get("epoch", 0.0),
         "fraction": last.get("fraction", 0.0), "budget": budget, "holdout": holdout,
@@ -330,7 +330,7 @@ def words(facts: Facts) -> list[str]:
         lines.append(metrics_words(facts["metrics"]))
     lines.append(time_words(facts["time"]))
     if facts["incidents"]:
-        lines.append(f"{facts['incidents']} steps were skipped: see incident.json.")
+        lines.append(f"{counted(facts['incidents'], 'step was', 'steps were')} skipped: see incident.json.")
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.intervals import student_quantile
 
 FIGURES = ("stderr", "solver_error", "prior_mismatch", "truncation", "prior", "diffusion", "reconstruction")
@@ -159,7 +159,8 @@ class Measured:
         value, error = self.mean()
         sign = ">=" if self.bound else "="
         parts = [
-            f"log p {sign} {value:.6g} +- {error:.2g} nats ({len(self)} samples of {self.sizes} numbers; {self.method})"
+            f"log p {sign} {value:.6g} +- {error:.2g} nats ({counted(len(self), 'sample')} of {self.sizes} numbers; "
+            f"{self.method})"
         ]
         if self.dequantisation is not None:
             parts.append(f"{float(self.bits_per_dim.mean()):.5g} bits/dim, {WHOLE[self.dequantisation]}")

@@ -26,7 +26,7 @@ from sfumato.data import frames
 from sfumato.data.column import Column
 from sfumato.data.table_fields import Field
 from sfumato.data.table_schema import TableSchema
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError, counted, whole
 from sfumato.noised import evaluating
 from sfumato.process import Masked
 from sfumato.state import State
@@ -64,7 +64,8 @@ class RowLikelihood:
         return len(self.chain)
 
     def __str__(self) -> str:
-        return f"log p = {float(self.value.mean()):.6g} nats a row ({len(self)} rows of {len(self.columns)} columns)"
+        rows, columns = counted(len(self), "row"), counted(len(self.columns), "column")
+        return f"log p = {float(self.value.mean()):.6g} nats a row ({rows} of {columns})"
 
 
 def are_rows(model: Any, data: Any) -> bool:

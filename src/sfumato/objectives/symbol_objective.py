@@ -66,7 +66,10 @@ def weighing(process: Symbols, loss: Any) -> Weighing:
             lambda level: counted(loss, torch.sigmoid(-level)), lambda u: torch.logit(1 - loss.share(u)), None, note
         )
     if isinstance(loss, Nonequilibrium):
-        note = f"It is the bound of {loss.steps} steps, which adds what symbols say of each other within a step."
+        note = (
+            f"It is the bound of {loss.steps} step{'' if loss.steps == 1 else 's'}, which adds what symbols say of "
+            "each other within a step."
+        )
         if loss.share:
             note += f" The cross entropy of x is added with the weight {loss.share * loss.steps:g}."
         return Weighing(torch.ones_like, lambda u: clock.logsnr((u * loss.steps).ceil() / loss.steps), None, note)

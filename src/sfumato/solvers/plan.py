@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfumato import schema
 from sfumato.conditions import require_encoded
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.files import write_text
 from sfumato.model import Model
 from sfumato.process import Additive, Product
@@ -281,7 +281,7 @@ class Plan:
 
     def __str__(self) -> str:
         kind = "stochastic" if self.stochastic else "deterministic"
-        head = f"{self.name}: {self.steps} steps, {self.calls} calls, order {self.order}, {kind}"
+        head = f"{self.name}: {counted(self.steps, 'step')}, {counted(self.calls, 'call')}, order {self.order}, {kind}"
         rows = [f"{head}\n{'call':>4} {'t':>9} {'alpha':>9} {'sigma':>9}  next state ="]
         points = self.path or [(math.nan, math.nan)] * self.calls
         for k, (t, (alpha, sigma), line) in enumerate(zip(self.times, points, self.lines, strict=False)):

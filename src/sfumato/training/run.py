@@ -143,7 +143,7 @@ def _resume(
         if state.fraction(settings) >= 1 and not state.unlogged and complete:
             done, total = counted(state.step, "step"), f"{settings.steps:,}"
             if not settings.steps:
-                done, total = f"{state.elapsed / 60:.3g} minutes", f"{settings.minutes:g}"
+                done, total = counted(float(f"{state.elapsed / 60:.3g}"), "minute"), f"{settings.minutes:g}"
             raise SfumatoError(
                 f"{path} has already trained for {done} of {total}: set a larger total with --minutes or --steps."
             )
@@ -309,7 +309,8 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
     if settings.minutes is not None or settings.steps is not None:
         return settings
     minutes = config.budget(len(source), math.prod(source.shape))
-    source.notes.append(f"Training for {minutes:g} minutes, chosen from the data size (set --minutes or --steps).")
+    budget = counted(minutes, "minute")
+    source.notes.append(f"Training for {budget}, chosen from the data size (set --minutes or --steps).")
     return settings.replace(minutes=minutes)
 
 

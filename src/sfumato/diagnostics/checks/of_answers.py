@@ -15,6 +15,7 @@ from sfumato.diagnostics.checks.evidence import Evidence, Sample
 from sfumato.diagnostics.checks.finding import ERROR, WARNING, Finding
 from sfumato.diagnostics.checks.of_weights import unlearned_embedding
 from sfumato.diagnostics.hypotheses import SURE, Fit, Hypothesis, declared, others
+from sfumato.errors import counted
 
 WORSE = 0.2  # skill below -0.2 at some level: the answers mean something else, or nothing
 GAP = 0.06  # of the guess's loss that is lost by a wrong scale alone: the same
@@ -130,7 +131,8 @@ def half_overflow(evidence: Evidence) -> Finding | None:
         return None
     return Finding(
         "half-overflow",
-        f"{len(skipped)} steps were skipped while the network computed in float16, the first as {skipped[0]['where']}",
+        f"{counted(len(skipped), 'step was', 'steps were')} skipped while the network computed in float16, the first "
+        f"as {skipped[0]['where']}",
         {"skipped": len(skipped), "first step": skipped[0]["step"]},
         "Train with --precision bfloat16 or float32: both reach 3e38, float16 ends at 65,504.",
     )

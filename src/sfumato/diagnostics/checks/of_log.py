@@ -9,6 +9,7 @@ from typing import Any
 
 from sfumato.diagnostics.checks.evidence import Evidence
 from sfumato.diagnostics.checks.finding import ERROR, WARNING, Finding
+from sfumato.errors import counted
 
 WHOLE = 0.75  # of the initial weights' length, from which on a step is too long
 BURST, WINDOWS = 3.0, 10  # a loss of three times the first ones, as the median over a tenth of the log
@@ -103,7 +104,8 @@ def not_finite(evidence: Evidence) -> Finding | None:
     last = incidents[-1]
     return Finding(
         "not-finite",
-        f"{len(incidents)} steps were skipped, the last one, {last['step']:,}, since {last['where']}",
+        f"{counted(len(incidents), 'step was', 'steps were')} skipped, the last one, {last['step']:,}, since "
+        f"{last['where']}",
         {"skipped": len(incidents), "went back": back, "last rate": last["lr"]},
         "Look at the rows in incident.json; a lower --lr or --precision float32 help where it is not the data.",
         ERROR if back else WARNING,
