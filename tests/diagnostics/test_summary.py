@@ -185,3 +185,10 @@ def test_after_pairs_a_translation_is_proposed(whole):
     for sources, given in (("photos/", "photos/"), ("a b.npy", "'a b.npy'"), ("x.npz", "INPUT")):
         first, *_ = summary.commands(Path("runs/p"), model, {**settings, "sources": sources}, done=True)
         assert first == f"sfumato translate runs/p {given}"
+
+
+def test_weights_that_few_held_out_rows_cannot_judge_say_so():
+    found = {"draws": 1024, "seconds": 1.0, "accepted": 0.5}
+    for rows, few in ((0, "0 held-out rows are"), (1, "1 held-out row is"), (90, "90 held-out rows are")):
+        words = summary.marginals_words({**found, "rows": rows})
+        assert words.endswith(f"; {few} too few to say what it does to their KS (raise --holdout)."), words

@@ -302,8 +302,7 @@ def words(facts: Facts) -> list[str]:
     state = "Trained" if facts["done"] else f"Stopped after {facts['fraction']:.0%} of {facts['budget']}:"
     lines = [
         f"{state} {counted(facts['step'], 'step')}, {counted(facts['samples'], 'sample')} ({facts['epochs']:.1f} "
-        "epochs), in "
-        f"{clock(facts['time']['training'])}."
+        f"epochs), in {clock(facts['time']['training'])}."
     ]
     if facts["holdout"] is None:
         lines.append("Nothing was held out, or the run ended before its first validation: no loss on unseen samples.")
@@ -399,9 +398,9 @@ def text_words(found: Facts) -> str:
     stderr = found["model"]["stderr"]
     error = "unknown" if stderr is None else f"{stderr:.3f}"
     return (
-        f"Bits per character of held-out text: {figure(found['model'], '.3f')}, standard error "
-        f"{error}, from {found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz "
-        f"{found['xz']:.3f} of all {found['characters']:,} characters."
+        f"Bits per character of held-out text: {figure(found['model'], '.3f')}, standard error {error}, from "
+        f"{found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz {found['xz']:.3f} of all "
+        f"{found['characters']:,} characters."
     )
 
 
@@ -410,7 +409,8 @@ def marginals_words(found: Facts) -> str:
     fit = f"Numbers have the marginals of the training rows by weights fitted to {found['draws']:,} draws "
     fit += f"({found['seconds']:.1f} s), which accept {100 * found['accepted']:.0f} % of the rows drawn"
     if "after" not in found:
-        return f"{fit}."
+        few = counted(found["rows"], "held-out row is", "held-out rows are")
+        return f"{fit}; {few} too few to say what it does to their KS (raise --holdout)."
     return (
         f"{fit}: their mean KS to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
         f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves them out)."
