@@ -276,6 +276,30 @@ def test_a_frame_of_polars_is_read_with_its_texts_and_categories():
     assert made.equals(frame)
 
 
+@pytest.mark.parametrize("kind", ["arrow", "pandas", "polars"])
+def test_lists_of_numbers_in_a_frame_are_the_samples_as_in_a_file(kind, tmp_path):
+    """Of several lengths sequences, of one length vectors; other columns are conditions."""
+    lengths, labels = RNG.integers(2, 9, 40), ["a", "b"] * 20
+    for lists, shape, layout in (
+        ([RNG.normal(size=k) for k in lengths], (1, 8), "L"),
+        ([RNG.normal(size=(k, 2)).tolist() for k in lengths], (2, 8), "LC"),
+        (RNG.normal(size=(40, 5)).tolist(), (5,), ""),
+    ):
+        table = pa.table({"steps": lists, "label": labels, "mass": RNG.normal(size=40)})
+        parquet.write_table(table, tmp_path / "x.parquet")
+        frame = table
+        if kind == "pandas":
+            frame = pytest.importorskip("pandas").DataFrame({n: table[n].to_pylist() for n in table.column_names})
+        if kind == "polars":
+            frame = pytest.importorskip("polars").from_arrow(table)
+        source, filed = sf.data.open(frame), sf.data.open(tmp_path / "x.parquet")
+        assert source.table is None and source.shape == shape and source.layout == layout
+        assert torch.equal(source.x.nan_to_num(), filed.x.nan_to_num())
+        assert list(source.conditions) == list(filed.conditions) == ["label", "mass"]
+        assert list(sf.data.open(frame, conditions={"mass": "ignore"}).conditions) == ["label"]
+        assert sf.data.open(frame, columns={"label": "category"}).table is not None, "rows, as asked"
+
+
 def test_a_column_of_splits_chooses_the_rows_of_a_table(tmp_path):
     own = {
         "cut": RNG.choice(["a", "b"], 90).tolist(),

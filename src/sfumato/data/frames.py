@@ -21,7 +21,7 @@ from .names import choose_split
 from .source import Source
 from .table_fields import Field, date_unit, is_date
 from .table_schema import TableSchema
-from .tables import INDEX_NAMES, TableFiles, is_number, without_views
+from .tables import INDEX_NAMES, TableFiles, depth, is_number, leaf, without_views
 
 if TYPE_CHECKING:
     from .names import Asked
@@ -38,6 +38,11 @@ def is_frame(obj: Any) -> bool:
     return hasattr(obj, "columns") and (hasattr(obj, "__arrow_c_stream__") or hasattr(obj, "iloc"))
 
 
+def has_lists(arrow: Any) -> bool:
+    """Whether a table of pyarrow has a column of lists of numbers, which are samples: sequences, or vectors."""
+    return any(depth(each) and is_number(leaf(each)) for each in arrow.schema.types)
+
+
 def is_table(table: TableFiles, label: str | None, split: str | None) -> bool:
     """Whether the columns of a file are more than the numbers of a vector: a column that is neither a float nor, beside
     a label, a whole number, apart from that of the splits."""
@@ -47,12 +52,12 @@ def is_table(table: TableFiles, label: str | None, split: str | None) -> bool:
     return not all(_is_float(field.type) or (label is not None and is_number(field.type)) for field in rest)
 
 
-def open_frame(obj: Any, asked: Asked) -> Source:
-    """The source of a frame in memory."""
+def open_frame(obj: Any, arrow: Any, asked: Asked) -> Source:
+    """The source of a frame in memory. arrow: its rows (`arrow_of`)."""
     from_pandas = hasattr(obj, "iloc")
     dtypes = {str(name): str(dtype) for name, dtype in obj.dtypes.items()} if from_pandas else {}
     choose_split({}, asked.split, "the frame", "row")
-    return opened(arrow_of(obj), "frame", "the frame", asked.columns, dtypes, from_pandas, [])
+    return opened(arrow, "frame", "the frame", asked.columns, dtypes, from_pandas, [])
 
 
 def open_file(table: TableFiles, name: str, split: str | None, asked: Asked, notes: Sequence[str]) -> Source:

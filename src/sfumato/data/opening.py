@@ -155,7 +155,7 @@ def _read(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -
     if not isinstance(obj, str | os.PathLike):
         if hugging_face.is_dataset(obj):
             return hugging_face.open_dataset(obj, size, kinds, asked)
-        return _from_object(obj, asked)
+        return _from_object(obj, size, kinds, asked)
     text = os.fspath(obj)
     if text in builtin.NAMES:
         source = builtin.load(text, asked, kinds)
@@ -365,10 +365,13 @@ def _found(text: str) -> list[Path]:
     raise SfumatoError(f"{text} does not exist, and is not one of the built-in sets ({', '.join(builtin.NAMES)})")
 
 
-def _from_object(obj: Any, asked: Asked) -> Source:
+def _from_object(obj: Any, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:
     if frames.is_frame(obj):
         asked.require_no_text("the frame")
-        return frames.open_frame(obj, asked)
+        arrow = frames.arrow_of(obj)
+        if not asked.columns and frames.has_lists(arrow):
+            return open_table(tables.TableFiles([], arrow, "the frame"), size, "frame", kinds, asked)
+        return frames.open_frame(obj, arrow, asked)
     if isinstance(obj, list) and obj and all(isinstance(each, str) for each in obj):
         asked._replace(length=None, tokens=None).require_unused("the list")
         return from_documents(obj, "texts", "the list", asked)
