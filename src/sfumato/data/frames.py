@@ -20,7 +20,7 @@ from .column import Column
 from .names import choose_split
 from .source import Source
 from .table_fields import Field, date_unit, is_date
-from .table_schema import TableSchema
+from .table_schema import POLARS, TableSchema
 from .tables import INDEX_NAMES, TableFiles, depth, is_number, leaf, without_views
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def open_frame(obj: Any, arrow: Any, asked: Asked) -> Source:
     from_pandas = hasattr(obj, "iloc")
     dtypes = {str(name): str(dtype) for name, dtype in obj.dtypes.items()} if from_pandas else {}
     choose_split({}, asked.split, "the frame", "row")
-    return opened(arrow, "frame", "the frame", asked.columns, dtypes, from_pandas, [])
+    kind = POLARS if type(obj).__module__.partition(".")[0] == POLARS else from_pandas
+    return opened(arrow, "frame", "the frame", asked.columns, dtypes, kind, [])
 
 
 def open_file(table: TableFiles, name: str, split: str | None, asked: Asked, notes: Sequence[str]) -> Source:
@@ -80,7 +81,7 @@ class _OfFile:
 
 
 def opened(
-    arrow: Any, name: str, where: str, columns: Any, dtypes: Mapping[str, str], frame: bool, notes: Sequence[str]
+    arrow: Any, name: str, where: str, columns: Any, dtypes: Mapping[str, str], frame: bool | str, notes: Sequence[str]
 ) -> Source:  # fmt: skip
     """The source of a table of pyarrow (or `_OfFile`). columns: name -> kind, or the schema of a model."""
     if not len(arrow) or len(set(arrow.column_names)) < arrow.num_columns:
@@ -128,7 +129,8 @@ class _Cells(Mapping[str, Column]):
 
 
 def _schema(
-    arrow: Any, found: Mapping[str, Column], where: str, asked: dict[str, str], dtypes: Mapping[str, str], frame: bool
+    arrow: Any, found: Mapping[str, Column], where: str, asked: dict[str, str], dtypes: Mapping[str, str],
+    frame: bool | str,
 ) -> tuple[TableSchema, dict[str, str]]:  # fmt: skip
     """(the schema of a table's columns, why others are left out)."""
     for each, kind in asked.items():
@@ -280,14 +282,15 @@ def _known(kind: Any) -> bool:
 
 
 def frame(table: TableSchema, x: Tensor) -> Any:
-    """Rows x (N, D) as a frame of pandas, or as a dict of arrays where pandas or pyarrow is not installed, or where the
-    training data were another kind of frame."""
+    """Rows x (N, D) as a frame of pandas or polars, as the training data were, or as a dict of arrays where that or
+    pyarrow is not installed, or where they were another kind of frame."""
     try:
-        import pandas  # noqa: F401, ICN001
         import pyarrow  # noqa: F401, ICN001
+
+        made = {True: _pandas, POLARS: _polars}.get(table.frame)
+        return arrays(table, x) if made is None else made(arrow(table, x), table)
     except ImportError:
         return arrays(table, x)
-    return _pandas(arrow(table, x), table) if table.frame else arrays(table, x)
 
 
 def _pandas(made: Any, table: TableSchema) -> Any:
@@ -299,6 +302,13 @@ def _pandas(made: Any, table: TableSchema) -> Any:
         if field.dtype and str(found[field.name].dtype) != field.dtype and field.dtype != "category":
             found[field.name] = pd.Series(made.column(field.name).to_pylist(), dtype=field.dtype)
     return found
+
+
+def _polars(made: Any, table: TableSchema) -> Any:
+    """A table of pyarrow as a frame of polars, whose ordered categories are enumerations."""
+    pl = import_module("polars")
+    ordered = {field.name: pl.Enum(field.levels) for field in table.fields if field.ordered}
+    return pl.from_arrow(made).cast(ordered)
 
 
 def replaced(whole: Any, table: TableSchema, columns: Mapping[str, Column], like: Any) -> Any:

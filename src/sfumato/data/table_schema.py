@@ -22,15 +22,18 @@ from . import table_fields
 from .column import Column
 from .table_fields import Field
 
-SCHEMA = schema.fields({"fields": schema.listed(table_fields.SCHEMA, 1), "frame": schema.flag}, rest=None)
+POLARS = "polars"
+_KIND = schema.either("true, false or polars", schema.flag, schema.choice(POLARS))
+SCHEMA = schema.fields({"fields": schema.listed(table_fields.SCHEMA, 1), "frame": _KIND}, rest=None)
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """The columns of a table, in their order. frame: whether samples are a data frame of pandas, where it is there."""
+    """The columns of a table, in their order. frame: whether samples are a data frame of pandas, where it is there, or
+    POLARS for one of polars."""
 
     fields: tuple[Field, ...]
-    frame: bool = True
+    frame: bool | str = True
 
     def __post_init__(self) -> None:
         names = [field.name for field in self.fields]
