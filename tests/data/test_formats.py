@@ -178,6 +178,29 @@ def test_tensors(made):
     assert x.dtype == source.x.numpy().dtype
 
 
+@pytest.mark.parametrize("ending", ["h5", "pt"])
+def test_numbered_arrays_of_several_lengths_are_sequences(ending):
+    parts, site = [RNG.normal(size=(k, 2)).astype(np.float32) for k in range(3, 23)], np.arange(20) % 3
+    if ending == "pt":
+        torch.save({**{str(i): torch.from_numpy(x) for i, x in enumerate(parts)}, "y": torch.from_numpy(site)}, "a.pt")
+    else:
+        pytest.importorskip("h5py")
+        hdf5("a.h5", **{f"walks/{i:02d}": x for i, x in enumerate(parts)}, y=site)
+    source = data.open(f"a.{ending}")
+    assert source.layout == "LC" and source.shape == (2, 22) and list(source.conditions) == ["label"]
+    assert np.array_equal(source.x[4, :, :7].numpy(), parts[4].T) and np.isnan(source.x[4, :, 7:].numpy()).all()
+
+
+def test_a_list_of_tensors_is_a_list_of_samples():
+    parts = [torch.from_numpy(RNG.normal(size=k)) for k in range(3, 23)]
+    torch.save(parts, "a.pt")
+    assert data.open("a.pt").layout == "L" and len(data.open("a.pt")) == 20
+    torch.save([each[:3] for each in parts], "b.pt")
+    assert data.open("b.pt").shape == (3,) and torch.equal(data.open("b.pt").x[7], parts[7][:3])
+    torch.save([torch.zeros(1).expand(2**20, 2**8)] * 9, "c.pt")
+    refused("c.pt", "would take 9 GiB of memory")
+
+
 class Bomb:
     def __reduce__(self):
         return open, ("ran", "w")

@@ -38,6 +38,7 @@ from .walk import Files, walk
 
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".csv", ".tsv")
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_EACH = "Each array is a sequence (--key names one that holds all samples)."
 _MANIFEST = 1 << 24  # bytes
 HANDFUL = 16  # fewer samples than this are almost certainly a mistake
 
@@ -203,6 +204,8 @@ def _read_files(
             f"{first} and {len(paths) - 1:,} more: only .tar archives, .parquet tables and texts may be several"
         )
     if isinstance(form, file_format.Arrays):
+        if asked.key is None and (found := _numbered(first, form, asked)) is not None:
+            return found
         named, stored = arrays.read_named(first, form, lambda found: pick(found, str(first), asked).name)
         return replace(_from_arrays(named, str(first), name, asked), stored=stored)
     if suffix == ".npz" and asked.key is None and (found := _members(first, asked)) is not None:
@@ -222,6 +225,19 @@ def _read_files(
     )
 
 
+def _numbered(path: Path, form: file_format.Arrays, asked: Asked) -> Source | None:
+    """The sequences in a file of arrays that have numbers for names; None for any other."""
+    with file_format.reading(path, form.what, form.extra), form.open(path) as contents:
+        if not (keys := sequences.numbered(contents.arrays)):
+            return None
+        asked.require_unused(str(path))
+        count = (len(keys),)
+        others = [key for key, each in contents.arrays.items() if key not in keys and each.shape[:1] == count]
+        limits.require_file(path, sum(contents.arrays[key].nbytes for key in (*keys, *others)))
+        parts, beside = [contents.read(key) for key in keys], {key: contents.read(key) for key in others}
+    return _noted(_from_array(parts, beside, str(path), path.name.partition(".")[0]), [_EACH], [])
+
+
 def _members(path: Path, asked: Asked) -> Source | None:
     """The sequences in a .npz file with an array for each; None for any other."""
     archive = Archive(path)
@@ -236,7 +252,7 @@ def _members(path: Path, asked: Asked) -> Source | None:
     named = archive.read([*keys, *others])
     parts, beside = [named[key] for key in keys], {key: named[key] for key in others}
     found = _from_array(parts, beside, str(path), path.stem, layout)
-    return _noted(found, ["Each array is a sequence (--key names one that holds all samples)."], [])
+    return _noted(found, [_EACH], [])
 
 
 def _read_folder(root: Path, size: Size | None, kinds: Mapping[str, str], asked: Asked) -> Source:

@@ -106,6 +106,13 @@ def members(named: Mapping[str, Any], layout: str = "") -> tuple[list[str], list
     return keys, [key for key in named if key not in keys and named[key].shape[:1] == (len(keys),)]
 
 
+def numbered(named: Mapping[str, Any]) -> list[str]:
+    """The keys of arrays of numbers that have numbers for names, "walks/07", and are sequences of several lengths."""
+    keys = [key for key in named if _NUMBERED.fullmatch(key.rpartition("/")[2])]
+    numbers = all(getattr(named[key].dtype, "kind", "f") in "biuf" for key in keys)  # torch's are no others
+    return keys if len(keys) >= LEAST and numbers and layout_of([named[key].shape for key in keys]) else []
+
+
 def _require_one_layout(keys: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
     """Raise SfumatoError for numbered arrays (L, C) of several lengths and several channels, which say nothing else."""
     numbered = all(_NUMBERED.fullmatch(key) and len(shape) == 2 for key, shape in zip(keys, shapes, strict=True))

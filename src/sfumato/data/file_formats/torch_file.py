@@ -1,9 +1,10 @@
-"""Tensors that torch.save wrote: one, a pair of samples and labels, or a dict of them. No object is ever unpickled."""
+"""Tensors that torch.save wrote: one, a pair of samples and labels, a dict of them, or a list of samples. No object is
+ever unpickled."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,20 @@ class TorchFile(Arrays):
         found = unpickled(path)
         if isinstance(found, tuple | list) and len(found) == 2:
             found = {"x": found[0], "y": found[1]}
+        if isinstance(found, tuple | list) and all(isinstance(each, Tensor) for each in found):
+            found = _samples(found, path)
         named = {"x": found} if isinstance(found, Tensor) else found
         if not isinstance(named, dict) or not any(isinstance(each, Tensor) for each in named.values()):
             raise SfumatoError(f"{path} holds {an(type(found).__name__)}: save a tensor, or a dict of tensors")
         tensors = {str(name): each for name, each in named.items() if isinstance(each, Tensor)}
         yield Contents(tensors, tensors.__getitem__, lambda _: {})
+
+
+def _samples(tensors: Sequence[Tensor], path: Path) -> Any:
+    """Tensors of one shape as one, others by their numbers."""
+    limits.require_file(path, sum(each.nbytes for each in tensors))
+    one = len({(each.shape, each.dtype) for each in tensors}) == 1
+    return torch.stack(list(tensors)) if one else {str(i): each for i, each in enumerate(tensors)}
 
 
 def unpickled(path: Path) -> Any:
