@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,6 +17,17 @@ from sfumato.errors import SfumatoWarning
 FAR = 0.5  # values further beyond the training data than this fraction of their range are counted
 SHARE = 0.02  # the share of such values that is reported
 SAME = 1e-6  # samples that differ by less, in standard deviations of the data, are the same
+_owner: ContextVar[str | None] = ContextVar("sfumato.samples", default=None)
+
+
+@contextmanager
+def samples_of(owner: str) -> Iterator[None]:
+    """Say before warnings of samples within the block whose they are; without an owner, do not warn."""
+    token = _owner.set(owner)
+    try:
+        yield
+    finally:
+        _owner.reset(token)
 
 
 class SampleCheck:
@@ -74,9 +88,9 @@ class SampleCheck:
 
     def warn(self) -> None:
         """Warn the caller of `sample` if anything is wrong."""
-        found = self.sentence()
-        if found is not None:
-            warnings.warn(found, SfumatoWarning, stacklevel=3)
+        found, owner = self.sentence(), _owner.get()
+        if found is not None and owner != "":
+            warnings.warn(found if owner is None else f"{owner}: {found}", SfumatoWarning, stacklevel=3)
 
 
 def _share(part: int, whole: int) -> str:

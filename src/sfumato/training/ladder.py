@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 from sfumato import folder, serialization
 from sfumato.conditions import declared
 from sfumato.diagnostics import report
-from sfumato.errors import SfumatoWarning, counted
+from sfumato.errors import counted
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
 from sfumato.guidance import SCALE, GuidedByCondition
 from sfumato.objectives.flow_maps import inside
 from sfumato.progress import counting
+from sfumato.sample_checks import samples_of
 from sfumato.sampling import sample
 from sfumato.training.session import Hook, Session
 
@@ -78,7 +78,7 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     cond = cond or in_turn(teacher, number)
 
     def states(model: Any, steps: int, solver: Any = None, whose: str = "") -> Tensor:
-        with _warnings_of(whose):
+        with samples_of(whose):
             found: Tensor = sample(model, number, steps, solver, seed, normalised=True, cond=cond)
         return inside(teacher, found).double()
 
@@ -96,24 +96,10 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
         }
         ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == each}
         for how, (model, steps, solver) in ways.items():
-            whose = f"The student in {counted(each, 'call')}" if how == "student" else ""
+            whose = f"The student in {counted(each, 'call')}" if how == "student" else ""  # the distance says it
             off = (states(model, steps, solver, whose) - fine).square().mean().sqrt()
             rungs.append(Rung(each, how, float(off) / scale))
     return rungs
-
-
-@contextmanager
-def _warnings_of(whose: str) -> Iterator[None]:
-    """Put the owner of the samples before warnings of them; without an owner, whose distance says all, leave them
-    out."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always", SfumatoWarning)
-        yield
-    for each in found:
-        if not issubclass(each.category, SfumatoWarning):
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        elif whose:
-            warnings.warn(f"{whose}: {each.message}", SfumatoWarning, stacklevel=2)
 
 
 def advice(rungs: Sequence[Rung]) -> str:
