@@ -103,6 +103,7 @@ def test_the_same_command_goes_on_where_one_without_a_folder_was_stopped(call, m
     for more, folder in ((("--seed", "1"), "points-distilled-2"), ((), "points-distilled")):
         status, out, err = call(*words, *more, "--json")
         assert status == 0 and json.loads(out.splitlines()[-1])["run"] == f"runs/{folder}", err
+        assert ("512 samples of the teacher are there already, in runs/points-distilled." in err) == (not more)
     assert (np.load(first / "teacher_samples.npz")["x"][:256] == 101.5).all()
 
 

@@ -116,6 +116,9 @@ def test_hdf5_groups_loops_and_damage():
     with h5py.File("empty.h5", "w"):
         pass
     refused("empty.h5", "has no array with one entry a sample: it holds nothing")
+    with h5py.File("ragged.h5", "w") as file:
+        file.create_dataset("walks", (20,), dtype=h5py.vlen_dtype(np.dtype("f4")))
+    refused("ragged.h5", "arrays of several lengths in 'walks': save each as a dataset of its own")
 
 
 def test_netcdf():

@@ -106,6 +106,8 @@ def draw(path: Path, teacher: Any, world: World = ALONE, note: Callable[[str], N
         seconds = world.broadcast((time.monotonic() - start) / size)
         asked |= {"number": (count := number(seconds, asked["minutes"], size))}
         note(_said(count, seconds))
+    if there:
+        note(f"{min(len(there) * size, asked['number']):,} samples of the teacher are there already, in {path}.")
     if asked["part"] is None:
         world.broadcast_result(lambda: _write(path / ASKED, {**asked, "part": size}))
     parts = dict[Path, int]()

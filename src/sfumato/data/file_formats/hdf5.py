@@ -32,6 +32,12 @@ class HDF5(Arrays):
             texts = {name for name, each in found.items() if h5py.check_string_dtype(each.dtype) is not None}
             arrays = {name: standing(each.shape, "U1" if name in texts else each.dtype) for name, each in found.items()}
             plain = {name: array for name, array in arrays.items() if array.dtype.kind in "biufcSU"}
+            several = [name for name, each in found.items() if h5py.check_vlen_dtype(each.dtype) is not None]
+            if several and not plain:
+                raise SfumatoError(
+                    f"{path} has arrays of several lengths in {several[0]!r}: save each as a dataset of its own, named "
+                    "by a number, walks/07"
+                )
 
             def read(name: str) -> np.ndarray:
                 if name in texts:
