@@ -7,8 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from sfumato.calibration import DRAWS, LEAST, Calibration, draws, projected, trees_of
-from sfumato.data.row_weights import Tree
+from sfumato.calibration import DRAWS, LEAST, Calibration, draws, fitted, projected
 from sfumato.data.table_schema import TableSchema
 from sfumato.metrics.tables import Kolmogorov, Rows
 from sfumato.noise import PROBE, permutation, uniform
@@ -16,20 +15,19 @@ from sfumato.noised import evaluating
 from sfumato.solver_selection import usual_steps
 from sfumato.training.session import Hook, Session
 
-_SHARE = 0.95  # of the samples of the run, in calls for the draws of trees: a sixth of its time
+_SHARE = 1.3  # calls of draws for each sample of the run: a sixth of its time
 
 
 class Marginals(Hook):
-    """Fits weights of rows to draws of a table's model: trees, and the factors by half as many others, of which each
-    half also judges those of the other."""
+    """Fits weights of rows to draws of a table's model: trees to a half and factors to the other, of which each half
+    also judges factors that are fitted to the other."""
 
     def finish(self, session: Session) -> None:
         best, table, begun = session.state.best, session.source.table, time.monotonic()
         session.calibration = None
         if table is None or not session.config.calibrate:
             return
-        afford = int(_SHARE * session.total / usual_steps(best))
-        n = 1 << min(DRAWS, afford).bit_length() - 1 if afford >= LEAST else 0  # of Sobol's, powers of two
+        n = min(DRAWS, int(_SHARE * session.total / usual_steps(best))) // 4 * 4
         if n < LEAST or len(session.train) < LEAST:
             session.console.note(
                 "Rows have no weights: the run was too short for the draws that they are fitted to (sf.calibrate)."
@@ -37,22 +35,16 @@ class Marginals(Hook):
             return
         seed, x, held = session.config.seed, session.source.x[session.train], session.source.x[session.holdout]
         with session.state.spending("calibration"), evaluating(best):
-            trees = trees_of(table, draws(best, n, seed, session.world), x)
-            one, other = (draws(best, n // 4, seed + i, session.world) for i in (1, 2))
-            weights = projected(table, torch.cat((one, other)), x, trees)
-            kept = [_accepted(table, *two, x, trees, seed) for two in ((one, other), (other, one))]
-            judge = table.numbers and len(held) >= LEAST
-            judged = _judged(table, torch.cat((one, other)), torch.cat(kept), x, held, seed) if judge else None
-        spent, share = round(time.monotonic() - begun, 2), round(sum(map(len, kept)) / len(one) / 2, 3)
-        session.calibration = Calibration(weights, n + 2 * len(one), spent, len(held), share, judged)
-
-
-def _accepted(
-    table: TableSchema, drawn: Tensor, other: Tensor, x: Tensor, trees: tuple[Tree, ...], seed: int
-) -> Tensor:  # fmt: skip
-    """The rows drawn that are accepted by weights whose factors are fitted to others."""
-    u = uniform(seed, torch.arange(len(drawn)), role=PROBE, dtype=torch.float64)
-    return drawn[projected(table, other, x, trees).accepts(table, drawn, u)]
+            seen, others = (draws(best, n // 2, seed + i, session.world) for i in range(2))
+            weights = fitted(table, seen, others, x)
+            halves = others.chunk(2)
+            judges = (projected(table, each, x, weights.trees, seen) for each in reversed(halves))
+            u = uniform(seed, torch.arange(n // 4), role=PROBE, dtype=torch.float64)
+            kept = [each[judge.accepts(table, each, u)] for each, judge in zip(halves, judges, strict=True)]
+            enough = table.numbers and len(held) >= LEAST
+            judged = _judged(table, others, torch.cat(kept), x, held, seed) if enough else None
+        spent, share = round(time.monotonic() - begun, 2), round(sum(map(len, kept)) / len(others), 3)
+        session.calibration = Calibration(weights, n, spent, len(held), share, judged)
 
 
 def _judged(
