@@ -66,7 +66,7 @@ def test_samples_have_the_joint_law(model):
 
 @pytest.mark.slow
 def test_a_law_with_cells_missing_not_at_random_comes_back_within_chance(tmp_path):
-    """Shares, means and empty cells of 10,000 rows, within four standard errors of them and of the 40,000 of training."""
+    """Shares, means and empty cells of 10,000 rows, within four standard errors, with those of 40,000 of training."""
     sf.train(law(40_000), str(tmp_path / "run"), steps=1500, batch=512, **HOW)
     kind, size, weight, tall = drawn(sf.load(tmp_path / "run"), 10_000, steps=None, seed=3)
     error = 4 * np.sqrt(1 / 10_000 + 1 / 40_000)
