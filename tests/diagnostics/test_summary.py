@@ -191,4 +191,5 @@ def test_weights_that_few_held_out_rows_cannot_judge_say_so():
     found = {"draws": 1024, "seconds": 1.0, "accepted": 0.5}
     for rows, few in ((0, "0 held-out rows are"), (1, "1 held-out row is"), (90, "90 held-out rows are")):
         words = summary.marginals_words({**found, "rows": rows})
-        assert words.endswith(f"; {few} too few to say what it does to their KS (raise --holdout)."), words
+        assert words.endswith(f"; {few} too few to judge their KS by (raise --holdout)."), words
+    assert summary.marginals_words({**found, "rows": 300}).endswith("of the rows drawn."), "a table without numbers"

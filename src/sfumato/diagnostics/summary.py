@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import folder, schema, serialization
+from sfumato.calibration import LEAST
 from sfumato.data import DataSpec
 from sfumato.diagnostics import examples
 from sfumato.diagnostics.triples import BANDS, Triples, trend
@@ -395,8 +396,7 @@ def conditions_words(found: Facts) -> str:
 
 def text_words(found: Facts) -> str:
     """A sentence on the bits per character."""
-    stderr = found["model"]["stderr"]
-    error = "unknown" if stderr is None else f"{stderr:.3f}"
+    error = "unknown" if (stderr := found["model"]["stderr"]) is None else f"{stderr:.3f}"
     return (
         f"Bits per character of held-out text: {figure(found['model'], '.3f')}, standard error {error}, from "
         f"{found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz {found['xz']:.3f} of all "
@@ -408,9 +408,9 @@ def marginals_words(found: Facts) -> str:
     """A sentence on the calibration of a table's rows."""
     fit = f"Rows are nearer to those of training by weights fitted to {found['draws']:,} draws "
     fit += f"({found['seconds']:.1f} s), which accept {100 * found['accepted']:.0f} % of the rows drawn"
-    if "after" not in found:
+    if "after" not in found:  # few rows are held out, or the table has no numbers
         few = counted(found["rows"], "held-out row is", "held-out rows are")
-        return f"{fit}; {few} too few to say what it does to their KS (raise --holdout)."
+        return fit + (f"; {few} too few to judge their KS by (raise --holdout)." if found["rows"] < LEAST else ".")
     return (
         f"{fit}: the mean KS of their numbers to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
         f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves them out)."
