@@ -54,6 +54,30 @@ def test_the_exact_map_is_a_fixed_point_in_either_form() -> None:
     assert began.form == "ddim" and began.calls == (3,)
 
 
+def test_a_step_of_ddim_of_the_student_equals_two_of_the_teacher() -> None:
+    """The fixed point of progressive distillation, whose teacher takes Heun steps, halves of the student's in theta."""
+    process = sf.Gaussian("cosine")
+    teacher = LAW.denoiser(process)
+
+    class TwoSteps(ExactMap):
+        def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, **cond: Any) -> torch.Tensor:
+            return flow_maps.step(teacher, z, t, s, 2)
+
+    loss = Semigroup(teacher, "teacher", cut=1.0, steps=2, diagonal=0.0)
+    assert float(loss.losses(TwoSteps(LAW, process), batch(LAW, 24)).max()) < 1e-20
+    assert float(loss.losses(ExactMap(LAW, process), batch(LAW, 24)).max()) > 1e-6
+    student = exact_map(LAW, process, "ddim")
+    student.inner.exact = TwoSteps(LAW, process)
+    t, s = (torch.full((24,), each, dtype=torch.float64) for each in (0.8, 0.3))
+    m = flow_maps.flow_map.time(process, (angle(process, t) + angle(process, s)) / 2)
+    z = process.corrupt(
+        LAW.sample(24, 5), t, torch.randn(24, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    )
+    half = flow_maps.moved(process, z, t, m, flow_maps.step(teacher, z, t, m))
+    both = flow_maps.moved(process, half, m, s, flow_maps.step(teacher, half, m, s))
+    assert torch.allclose(student(z, t, until=s).to(s), both, rtol=0, atol=1e-6)
+
+
 def test_targets_of_data_have_the_exact_map_as_their_mean() -> None:
     """For 1-D Gaussian data the least-squares slope and offset of the target on z are those of the exact map."""
     law = sf.exact.GaussianMixture([1.0], [[0.4]], [[[0.3]]])
