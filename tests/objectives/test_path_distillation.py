@@ -116,12 +116,12 @@ def test_one_sample_of_so_many_walks_a_new_path_and_the_others_learn_from_those_
 
 
 def test_numbers_of_calls_are_learned_from_as_often_as_their_steps_are_long() -> None:
-    """Of calls (1, 2, 4) four, two and one of seven, each of the steps of a number alike, beside a tenth of any pairs."""
+    """Of calls (1, 2, 4) four, two and one of seven, and the steps of one number alike; a tenth are any pairs."""
     loss = PathDistillation(LAW.denoiser(sf.Gaussian("flow")), steps=8, calls=(1, 2, 4, 3))
     first, last = loss._ends(torch.arange(14000))
     assert bool((0 <= first).all() and (first < last).all() and (last <= 8).all())
-    found = {each: int(((first == each[0]) & (last == each[1])).sum()) for each in ((0, 8), (0, 4), (4, 8), (2, 4), (0, 1))}
     wanted = {(0, 8): 7200 + 22, (0, 4): 1800 + 22, (4, 8): 1800 + 44, (2, 4): 450 + 29, (0, 1): 22}
+    found = {(k, end): int(((first == k) & (last == end)).sum()) for k, end in wanted}
     assert all(abs(found[each] - wanted[each]) < 5 * wanted[each] ** 0.5 for each in wanted), found
 
 

@@ -4,9 +4,9 @@
     loss = mean of 2 c (sqrt(e^2 + c^2) - c) over the D numbers of e,
     e = F(z_k, t_k, t_l) - (w_l - w_k) / (theta_k - theta_l),   k < l
 
-Few calls of a step are then the teacher's, and targets are not the student's own. A tenth of the samples of the run walk a
-path that is new, from its own noise, under its own conditions, and the others learn from one of those before, so that
-walking has its share of the time whatever the run is given.
+Few calls of a step are then the teacher's, and targets are not the student's own. A tenth of a run's samples walk paths
+that are new, from their own noise, under their own conditions, and the others learn from those before, so that walking
+has its share of the time whatever the run is given.
 The pseudo-Huber loss is e^2 for e << c, and 2 c |e| beyond, whose least is at a median, not at a mean: where most
 samples have one and the same value, such as the ground of a picture, a student that does not know has no grain.
 Sources: Luhman and Luhman 2021 (2101.02388), from stored pairs of noise and sample; here from all states between, too.
