@@ -52,7 +52,7 @@ class PathDistillation(MapLoss):
     takes `turns` steps for each of the student's.
     """
 
-    settings: ClassVar[dict[str, Any]] = {"lr": 1.8e-3, "batch": 32}
+    settings: ClassVar[dict[str, Any]] = {"lr": 1.8e-3, "batch": 32, "drop": 0.05}
     rate = 0.5
 
     def __init__(
@@ -66,7 +66,7 @@ class PathDistillation(MapLoss):
             whole(name, value, least=least)
             for name, value, least in (("every", every, 1), ("alone", alone, 0), ("turns", turns, 1))
         )
-        self.free, self.huber, self.adversary = 0.1, float(huber), float(adversary)
+        self.free, self.huber, self.adversary = 0.0, float(huber), float(adversary)
         if self.huber and not 1e-6 <= self.huber <= 1e6:
             raise SfumatoError(
                 "huber is the error from which the loss grows linearly, 0 for never or from 1e-6 to 1e6, not "
