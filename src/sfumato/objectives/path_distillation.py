@@ -44,9 +44,9 @@ class PathDistillation(MapLoss):
 
     paths: how many are kept at most, in memory and in checkpoints; more of them are learned less by heart. every: one
     sample of so many walks a new one, 32 in a row. steps: K, between which states are kept, of one call of the teacher
-    each (the two-step Adams-Bashforth method in theta). calls: nine of ten pairs of states are a step of one of these
-    numbers of equal calls, as far as they divide K, each number as often as its steps are long, as one call from noise
-    is harder than each of two; the others are any two. huber: c; 0 is the square.
+    each (the two-step Adams-Bashforth method in theta). calls: pairs of states are a step of one of these numbers of
+    equal calls, as far as they divide K, each number as often as its steps are long, as one call from noise is harder
+    than each of two. huber: c; 0 is the square.
     adversary: the size of the gradient of an `Adversary` of the samples, of pictures by a U-Net, in that of this error,
     in the mean over a batch; 0 for none. It joins after `alone` samples, little by little in a quarter as many, and
     takes `turns` steps for each of the student's.
@@ -66,7 +66,7 @@ class PathDistillation(MapLoss):
             whole(name, value, least=least)
             for name, value, least in (("every", every, 1), ("alone", alone, 0), ("turns", turns, 1))
         )
-        self.free, self.huber, self.adversary = 0.0, float(huber), float(adversary)
+        self.huber, self.adversary = float(huber), float(adversary)
         if self.huber and not 1e-6 <= self.huber <= 1e6:
             raise SfumatoError(
                 "huber is the error from which the loss grows linearly, 0 for never or from 1e-6 to 1e6, not "
@@ -173,15 +173,12 @@ class PathDistillation(MapLoss):
 
     def _ends(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """(k, l), int64 (B,), of the two states of each sample of the run."""
-        u = noise.uniform(self.seed, index, (4,), noise.TRAIN_TIME, dtype=torch.float64)
+        u = noise.uniform(self.seed, index, (2,), noise.TRAIN_TIME, dtype=torch.float64)
         several = torch.tensor([each for each in self.calls if self.steps % each == 0] or [1])
         until = (1 / several.double()).cumsum(0)
         calls = several[torch.searchsorted(until, u[:, 0] * until[-1], right=True).clamp(max=len(several) - 1)]
-        of_calls, long = (u[:, 1] * calls).long(), self.steps // calls
-        any_k = (u[:, 1] * self.steps).long()
-        any_end = any_k + 1 + (u[:, 2] * (self.steps - any_k)).long()
-        on_grid = u[:, 3] >= self.free
-        return torch.where(on_grid, of_calls * long, any_k), torch.where(on_grid, (of_calls + 1) * long, any_end)
+        first, long = (u[:, 1] * calls).long(), self.steps // calls
+        return first * long, (first + 1) * long
 
     def _walk_new(self, model: FlowMap, which: Tensor, batch: Any) -> None:
         """Walk the paths among these that are not yet kept, each under the conditions of its first sample."""
