@@ -119,7 +119,7 @@ def test_numbers_of_calls_are_learned_from_as_often_as_their_steps_are_long() ->
     """Of calls (1, 2, 4) four, two and one of seven, and the steps of one number alike."""
     loss = PathDistillation(LAW.denoiser(sf.Gaussian("flow")), steps=8, calls=(1, 2, 4, 3))
     first, last = loss._ends(torch.arange(14000))
-    wanted = {(0, 8): 8000, **{(4 * k, 4 * k + 4): 2000 for k in range(2)}, **{(2 * k, 2 * k + 2): 500 for k in range(4)}}
+    wanted = {(k, k + long): 125 * long**2 for long in (8, 4, 2) for k in range(0, 8, long)}
     found = {(k, end): int(((first == k) & (last == end)).sum()) for k, end in wanted}
     assert sum(found.values()) == 14000
     assert all(abs(found[each] - wanted[each]) < 5 * wanted[each] ** 0.5 for each in wanted), found
