@@ -81,7 +81,6 @@ def test_its_gradient_has_the_size_that_is_asked_for() -> None:
     seen = []
     for share in (0.0, 1.0, 2.0):
         loss = PathDistillation(teacher, paths=8, steps=2, calls=(1,), adversary=share, every=1, alone=0)
-        loss.free = 0.0  # all are paths from noise to data
         loss.suits(model)
         for head in () if loss.judge is None else loss.judge.heads:
             torch.nn.init.constant_(head.last.weight, 0.3)
@@ -113,7 +112,6 @@ def test_beyond_the_bounds_of_the_data_a_sample_has_no_error(tmp_path: Path) -> 
     model = sf.FlowMap.student(teacher, (1,), 0.0, "ddim")
     model.spec = teacher.spec
     loss = PathDistillation(teacher, paths=4, every=1, steps=2, calls=(1,), huber=0)
-    loss.free = 0.0
     batch = SimpleNamespace(
         x=torch.zeros(4, 1, 8, 8), index=torch.arange(4), cond=Conditions({}), world=ALONE, u=torch.rand(4)
     )
@@ -156,7 +154,6 @@ def test_mistakes() -> None:
 def test_it_joins_little_by_little() -> None:
     teacher = untrained()
     loss = PathDistillation(teacher, paths=8, every=1, steps=2, calls=(1,), adversary=1.0, alone=16)
-    loss.free = 0.0
     model: Any = sf.FlowMap.student(teacher, (1,), 0.0, "ddim")
     loss.suits(model)
     for head in loss.judge.heads if loss.judge is not None else ():
@@ -168,7 +165,6 @@ def test_it_joins_little_by_little() -> None:
         loss.observe(batch, loss.losses(answer, batch))
     (grad,) = torch.autograd.grad(loss.losses(answer, batch).sum(), mean)
     alone = PathDistillation(teacher, paths=8, every=1, steps=2, calls=(1,))
-    alone.free = 0.0
     (own,) = torch.autograd.grad(alone.losses(answer, batch).sum(), mean)
     part = (grad - own).flatten(1).norm(dim=1)
     assert not bool(part[:16].any()) and 0 < float(part[16]) and float(part[16]) < float(part[20:].mean())

@@ -100,18 +100,43 @@ def test_one_sample_of_so_many_walks_a_new_path_and_the_others_learn_from_those_
     torch.manual_seed(0)
     teacher = Counting()
     model = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 16, 1, classes=3), sf.Gaussian("flow", target="F")))
-    loss = PathDistillation(teacher, paths=6, every=4, steps=2)
+    loss = PathDistillation(teacher, paths=40, every=2, steps=2)
     walked = []
-    for first in range(0, 64, 8):
-        which = loss._which(torch.arange(first, first + 8))
-        assert int(which.max()) <= (first + 7) // 4
-        assert first >= 24 or which[::4].tolist() == [first // 4, first // 4 + 1]
-        loss.losses(model, samples(8, first, label=torch.arange(first, first + 8) % 3))
+    for first in range(0, 128, 16):
+        which, new = loss._which(torch.arange(first, first + 16)), {0: 0, 16: 16, 64: 32}.get(first)
+        assert new is None or which[:8].tolist() == list(range(new, new + 8))
+        loss.losses(model, samples(16, first, label=torch.arange(first, first + 16) % 3))
         walked.append(sum(len(each) for each in teacher.labels) // 2)
-    assert walked == [2, 4, 6, 6, 6, 6, 6, 6]
-    later = loss._which(torch.arange(1000))
-    assert torch.bincount(later[24:], minlength=6).min() > 100, "all are learned from alike"
-    assert torch.equal(loss._conditions(torch.arange(6))["label"], torch.arange(0, 24, 4) % 3)
+    assert walked == [16, 32, 32, 32, 40, 40, 40, 40]
+    assert int(loss._which(torch.arange(32, 64)).max()) < 32, "of those before"
+    later = loss._which(torch.arange(72, 4072))
+    assert torch.bincount(later, minlength=40).min() > 60 and int(later.max()) == 39, "all are learned from alike"
+    of = torch.cat((torch.arange(32), torch.arange(64, 72)))
+    assert torch.equal(loss._conditions(torch.arange(40))["label"], of % 3)
+
+
+def test_numbers_of_calls_are_learned_from_as_often_as_their_steps_are_long() -> None:
+    """Of calls (1, 2, 4) four, two and one of seven, and the steps of one number alike."""
+    loss = PathDistillation(LAW.denoiser(sf.Gaussian("flow")), steps=8, calls=(1, 2, 4, 3))
+    first, last = loss._ends(torch.arange(14000))
+    wanted = {(k, k + long): 125 * long**2 for long in (8, 4, 2) for k in range(0, 8, long)}
+    found = {(k, end): int(((first == k) & (last == end)).sum()) for k, end in wanted}
+    assert sum(found.values()) == 14000
+    assert all(abs(found[each] - wanted[each]) < 5 * wanted[each] ** 0.5 for each in wanted), found
+
+
+def test_held_out_samples_are_measured_from_the_ends_of_the_teachers_paths() -> None:
+    """Walked in the steps of those that are kept, once; the exact map is there but for their error, and no other is."""
+    process, teacher = sf.Gaussian("flow"), Counting()
+    exact: Any = ExactMap(LAW, process)
+    other: Any = SimpleNamespace(process=process, mean=lambda *args, **cond: 1.1 * exact.mean(*args, **cond))
+    found = []
+    for steps in (16, 32, 64):
+        loss, part, asked = PathDistillation(teacher, steps=steps, calls=(1, 2)), samples(64), len(teacher.labels)
+        part.cond = Conditions({"label": torch.zeros(64, dtype=torch.int64)})
+        found.append(float(loss.held(exact, part).mean()))
+        assert float(loss.held(other, part).mean()) > 1e-3 and len(teacher.labels) == asked + steps
+    assert found[2] < 1e-5 and found[0] > 6 * found[1] > 36 * found[2]
 
 
 def test_mistakes() -> None:
@@ -135,7 +160,7 @@ def test_a_run_goes_on_exactly(tmp_path: Path) -> None:
     file = sf.train(x, tmp_path / "teacher", net="MLP(width=16, depth=1)", steps=20, **words).path
     how = {"method": "path-distillation(paths=48)", "calls": (1, 2), "decay": 0.0, "samples": 64, **words}
     whole = sf.distill(file, tmp_path / "whole", steps=6, **how)
-    sf.distill(file, tmp_path / "parts", steps=2, **how)
+    sf.distill(file, tmp_path / "parts", steps=1, **how)
     parts = sf.resume(tmp_path / "parts", steps=6, console=Silent())
     ours, theirs = (dict(run.denoiser.net.state_dict()) for run in (whole, parts))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -254,10 +254,14 @@ class MapLoss(TaughtLoss, abc.ABC):
         """The teacher's fine solution from this z, kept."""
         key = (tuple(batch.index.tolist()), float(batch.x.double().sum()))
         if key not in self._fine:
-            each = torch.ones(len(z), dtype=torch.float64)
-            mean = step(self.guide(model, z), z, each, 0 * each, _FINE, **batch.cond)
-            self._fine[key] = moved(model.process, z, each, 0 * each, mean)
+            self._fine[key] = self.solve(model, z, batch.cond)
         return self._fine[key]
+
+    def solve(self, model: FlowMap, z: Tensor, cond: Conditions) -> Tensor:
+        """The teacher's solution of the ODE from z at t = 1 to data."""
+        each = torch.ones(len(z), dtype=torch.float64)
+        mean = step(self.guide(model, z), z, each, 0 * each, _FINE, **cond)
+        return moved(model.process, z, each, 0 * each, mean)
 
     @abc.abstractmethod
     def error(self, model: FlowMap, path: Path) -> Tensor:
