@@ -29,12 +29,12 @@ def boosted(real: Tensor, drawn: Tensor, seed: int = 0) -> tuple[Tree, ...]:
     """Trees whose sum is log p(real) / p(drawn), of rows (N, D) and (M, D), finite. Rows of both kinds weigh alike."""
     x = torch.cat((real, drawn))
     sign = torch.cat((torch.ones(len(real)), -torch.ones(len(drawn)))).double()
-    weight = torch.where(sign > 0, len(x) / (2 * len(real)), len(x) / (2 * len(drawn)))
+    weight = len(x) / 2 * torch.where(sign > 0, sign / len(real), -sign / len(drawn))
     cuts = [_cuts(column) for column in x.T]
     asked = torch.tensor([place for place, own in enumerate(cuts) if len(own)])
     codes = torch.stack([_codes(own, column) for own, column in zip(cuts, x.T, strict=True)])
     draw = torch.Generator().manual_seed(seed)
-    out = torch.rand(len(x), generator=draw) < LEFT_OUT
+    out = torch.rand(len(x), generator=draw, dtype=torch.float32) < LEFT_OUT
     trees: list[Tree] = []
     total, least, best = torch.zeros(len(x), dtype=torch.float64), math.inf, 0
     while len(asked) and bool(out.any()):
@@ -44,7 +44,7 @@ def boosted(real: Tensor, drawn: Tensor, seed: int = 0) -> tuple[Tree, ...]:
         if len(trees) == min(TREES, len(drawn) // EACH) or len(trees) >= best + PATIENCE:
             sure = float(gain.mean()) > 2 * float(gain.std()) / len(gain) ** 0.5
             return tuple(trees[:best]) if sure else ()
-        rows = torch.nonzero(~out & (torch.rand(len(x), generator=draw) < SEEN))[:, 0]
+        rows = torch.nonzero(~out & (torch.rand(len(x), generator=draw, dtype=torch.float32) < SEEN))[:, 0]
         entries = asked[torch.randperm(len(asked), generator=draw)[:ENTRIES]]
         slope = weight * sign * torch.sigmoid(-sign * total)  # of minus the loss in log r
         bend = slope.abs() * torch.sigmoid(sign * total)

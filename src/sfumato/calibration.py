@@ -5,11 +5,11 @@
 r is the ratio of the densities, by trees (`boosting`); were it exact, q would be the law of the data, and whatever it
 is, the factors f_c give every column of numbers its marginal: of the laws that have them q is the nearest to p r in KL
 (Csiszar 1975, I-projection; Deming and Stephan 1940, the fit). Rejection by a ratio is that of Azadi et al. 2018
-(1810.06758). Weights above a bound of 1.25 are cut, so that more than half of the rows are accepted; the factors make
-up for what this does to the marginals. All is fitted once, after training, to draws of p, and becomes a part of the
-data spec (`data.row_weights`), by which `sample` accepts rows. It is for the default solver and steps; with others it
-corrects less. Rows of which some cells are known, and the likelihood of rows, are of the model without it
-(`columns.Known`).
+(1810.06758). Weights above a bound of 1.25 are cut, so that of a model that is near more than half of the rows are
+accepted; the factors make up for what this does to the marginals. All is fitted once, after training, to draws of p,
+and becomes a part of the data spec (`data.row_weights`), by which `sample` accepts rows. It is for the default solver
+and steps; with others it corrects less. Rows of which some cells are known, and the likelihood of rows, are of the
+model without it (`columns.Known`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sfumato.errors import SfumatoError, whole
 from sfumato.imputation import table_of
 from sfumato.machine import default_cpu
 from sfumato.noise import PRIOR, Noise
-from sfumato.sampling import sample
+from sfumato.sampling import affordable, sample
 from sfumato.state import numbers
 
 DRAWS, LEAST = 65536, 256  # of the model, half of them for trees; the fewest, and the fewest rows of training
@@ -56,6 +56,7 @@ class Calibration(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         found = {"draws": self.draws, "seconds": self.seconds, "rows": self.rows, "accepted": self.accepted}
+        found |= {"trees": len(self.weights.trees), "numbers": len(self.weights.logs)}
         return found | dict(zip(("before", "after", "real"), self.kolmogorov or (), strict=False))
 
 
@@ -71,7 +72,8 @@ def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World
     data: the rows of the training, a frame or the path of a file, or vectors (N, D) of the model's table.
     `uncalibrated` takes it back.
 
-    Raises SfumatoError for a model of no table, and fewer than 256 rows or draws.
+    Without trees and without columns of numbers it is the model as it is. Raises SfumatoError for a model of no table,
+    and fewer than 256 rows or draws.
     """
     table = table_of(model, "calibrate")
     x = data if isinstance(data, Tensor) else table.encode(frames.columns_of(frames.arrow_of(data), table))
@@ -82,9 +84,14 @@ def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World
         )
     if not bool(x.isfinite().all()):
         raise SfumatoError("calibrate needs finite numbers in the rows: an empty cell is a symbol of its column.")
-    half = whole("n, the number of draws,", n, LEAST) // 2
+    for place, (states, name, _) in enumerate(table.symbols, table.numbers):
+        if bool(((x[:, place] != x[:, place].round()) | (x[:, place] < 0) | (x[:, place] >= states)).any()):
+            raise SfumatoError(f"calibrate needs symbols from 0 to {states - 1} of the column {name!r} in the rows.")
+    half, seed = whole("n, the number of draws,", n, LEAST) // 2, whole("seed", seed, least=None)
+    affordable(2 * half, dict(model.process.shapes))
     seen, others = (draws(model, half, seed + i, world) for i in range(2))
-    return with_weights(model, fitted(table, seen, others, x))
+    found = fitted(table, seen, others, x)
+    return with_weights(model, None if found.even else found)
 
 
 @torch.no_grad()
@@ -145,12 +152,17 @@ def _raked(at: Tensor, w: Tensor, targets: list[Tensor], highest: float) -> tupl
     """Weights of rows (N,) times a factor for each interval, by which the intervals `at` (N, C) have the shares
     `targets` where weights above `highest` of their mean are cut there, and the logs of the factors."""
     logs = [torch.zeros(len(target), dtype=torch.float64) for target in targets]
-    for _ in range(ROUNDS):
-        for column, target in enumerate(targets):
+    several = [(column, target) for column, target in enumerate(targets) if len(target) > 1]
+    for _ in range(ROUNDS if several else 0):
+        moved = 0.0
+        for column, target in several:
             found = _share(at[:, column], w.clamp_max(highest * w.mean()), len(target))
             after = (logs[column] + (target / found).log()).clamp(-LIMIT, LIMIT)
+            moved = max(moved, float((after - logs[column]).abs().max()))
             w = w * (after - logs[column]).exp()[at[:, column]]
             logs[column] = after
+        if moved < 1e-6:
+            break
     return w, logs
 
 

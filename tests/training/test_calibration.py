@@ -11,6 +11,7 @@ from scipy import stats
 import sfumato as sf
 from sfumato.calibration import draws, fitted, projected
 from sfumato.columns import with_weights
+from sfumato.data import frames
 from sfumato.data.row_weights import RowWeights, Tree
 from sfumato.data.spec import DataSpec
 from sfumato.data.table_schema import TableSchema
@@ -308,3 +309,31 @@ def test_rows_of_other_tables_are_no_marginals(tmp_path):
             sf.calibrate(model, rows)
     with pytest.raises(SfumatoError, match="calibrate needs finite numbers"):
         sf.calibrate(model, torch.full((400, model.spec.shape[0]), torch.nan))
+
+
+def test_a_table_that_a_model_cannot_miss_has_no_weights(tmp_path):
+    """Independent categories with no numbers: no trees and no factors, and nothing is claimed."""
+    draw = np.random.default_rng(0)
+    rows = pa.table({name: draw.choice(["ash", "oak"], 3000).tolist() for name in "ab"})
+    run = sf.train(rows, str(tmp_path / "run"), steps=60, batch=512, **HOW)
+    assert run.denoiser.spec.weights is None and sf.calibrate(run.denoiser, rows, 2048).spec.weights is None
+    assert json.loads((run.path / "report.json").read_text())["marginals"] is None
+
+
+def test_calibrate_does_not_depend_on_the_default_dtype(plain, model):
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = sf.calibrate(plain, law(), 2048)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.spec.weights.trees == model.spec.weights.trees
+
+
+def test_mistakes_of_calibrate(plain):
+    for words, match in (({"seed": 1.5}, "seed must be a whole number"), ({"n": 10**13}, "GB of memory")):
+        with pytest.raises(SfumatoError, match=match):
+            sf.calibrate(plain, law(), **words)
+    wrong = plain.spec.table.encode(frames.columns_of(frames.arrow_of(law()), plain.spec.table))
+    wrong[3, -1] = 7
+    with pytest.raises(SfumatoError, match="calibrate needs symbols from 0 to 1 of the column"):
+        sf.calibrate(plain, wrong)

@@ -27,7 +27,7 @@ _LISTS = {"places": schema.whole(0, 2**31), "cuts": schema.number(), "values": s
 _TREE = schema.fields({name: schema.listed(each, 1, 2**16) for name, each in _LISTS.items()}, rest=None)
 SCHEMA = schema.fields(
     {"edges": _ROWS, "logs": _ROWS, "bound": schema.number(1, 1e6)},
-    {"trees": schema.listed(_TREE), "mean": schema.number(1e-300)}, rest=None,
+    {"trees": schema.listed(_TREE, 0, 4096), "mean": schema.number(1e-300)}, rest=None,
 )  # fmt: skip
 EMPTY, LIMIT = -1e6, 2.0  # below every normal number; of |T|, so that no row is hopeless
 
@@ -96,6 +96,11 @@ class RowWeights:
             raise SfumatoError("weights of rows need a factor for each interval of each column")
         if any(a > b for own in self.edges for a, b in pairwise(own)):
             raise SfumatoError("weights of rows need rising edges of their intervals")
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows weigh alike."""
+        return not self.trees and not any(any(own) for own in self.logs)
 
     def log(self, table: TableSchema, x: Tensor) -> Tensor:
         """log w of rows x (N, D), of mean 1 among those of the model, float64 (N,)."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import folder, schema, serialization
-from sfumato.calibration import LEAST
 from sfumato.data import DataSpec
 from sfumato.diagnostics import examples
 from sfumato.diagnostics.triples import BANDS, Triples, trend
@@ -78,6 +77,7 @@ _METRIC = schema.fields(
         "protocol": schema.mapping(schema.anything),
     }
 )  # fmt: skip
+_WEIGHED = schema.fields(dict.fromkeys(("draws", "rows", "seconds", "accepted"), _NUMBER), rest=_NUMBER)
 _REPORT = schema.fields(
     {
         **dict.fromkeys(("step", "samples", "incidents"), schema.whole(0)),
@@ -89,15 +89,10 @@ _REPORT = schema.fields(
         ),
     },
     {
+        **dict.fromkeys(("conditions_missing", "text_missing", "metrics_missing"), schema.optional(schema.text)),
         "conditions": schema.optional(schema.fields({"each": schema.mapping(_INTERVAL), "together": _INTERVAL})),
-        "conditions_missing": schema.optional(schema.text),
-        "text": schema.optional(_TEXT), "text_missing": schema.optional(schema.text),
-        "metrics": schema.optional(schema.mapping(_METRIC)), "metrics_missing": schema.optional(schema.text),
-        "marginals": schema.optional(
-            schema.fields({**dict.fromkeys(("draws", "rows"), schema.whole(0)),
-                           **dict.fromkeys(("seconds", "accepted"), _NUMBER)},
-                          dict.fromkeys(("before", "after", "real"), _NUMBER))
-        ),
+        "text": schema.optional(_TEXT), "metrics": schema.optional(schema.mapping(_METRIC)),
+        "marginals": schema.optional(_WEIGHED),
     },
 )  # fmt: skip
 
@@ -406,11 +401,12 @@ def text_words(found: Facts) -> str:
 
 def marginals_words(found: Facts) -> str:
     """A sentence on the calibration of a table's rows."""
-    fit = f"Rows are nearer to those of training by weights fitted to {found['draws']:,} draws "
-    fit += f"({found['seconds']:.1f} s), which accept {100 * found['accepted']:.0f} % of the rows drawn"
-    if "after" not in found:  # few rows are held out, or the table has no numbers
-        few = counted(found["rows"], "held-out row is", "held-out rows are")
-        return fit + (f"; {few} too few to judge their KS by (raise --holdout)." if found["rows"] < LEAST else ".")
+    fit = "Rows are nearer to those" if found.get("trees") else "Numbers have the marginals of the rows"
+    accepted = f"{100 * found['accepted']:.0f} % of the rows drawn"
+    fit += f" of training by weights fitted to {found['draws']:,} draws, which accept {accepted}"
+    if "after" not in found:
+        few = f"; {counted(found['rows'], 'held-out row is', 'held-out rows are')} too few to judge their KS by"
+        return f"{fit}{few} (raise --holdout)." if found.get("numbers", 1) else f"{fit}."
     return (
         f"{fit}: the mean KS of their numbers to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
         f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves them out)."
@@ -443,7 +439,11 @@ def _quarter_words(found: Facts) -> str:
 def time_words(found: Facts) -> str:
     """A sentence on where the time went."""
     shares = found["shares"]
-    kept = [f"{name} {shares[name]:.1%}" for name in ("checkpoints", "averages", "data wait") if name in shares]
+    kept = [
+        f"{name} {shares[name]:.1%}"
+        for name in ("calibration", "checkpoints", "averages", "data wait")
+        if name in shares
+    ]
     return ", ".join([f"Of the time, evaluation took {found['evaluation']:.1%}", *kept]) + "."
 
 
