@@ -44,3 +44,4 @@ def test_fractions(k, n):
     wanted = stats.binomtest(k, n).proportion_ci(method="wilson")
     found = intervals.fraction(k / n, n)
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+    assert intervals.fraction(0.0, 2000).low == 0 and intervals.fraction(1.0, 2000).high == 1  # not nearly

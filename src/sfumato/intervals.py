@@ -68,7 +68,8 @@ def fraction(share: float, n: float) -> Interval:
     z2 = NORMAL**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), math.sqrt(share * (1 - share) / n))
+    low, high = (0.0 if share == 0 else max(0.0, centre - half)), (1.0 if share == 1 else min(1.0, centre + half))
+    return Interval(share, low, high, math.sqrt(share * (1 - share) / n))
 
 
 @functools.lru_cache(1024)  # 2 ms each, and a report asks for that of every validation

@@ -170,6 +170,12 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
         assert status == 2 and said in err, (words, err)
 
 
+def test_a_column_that_never_changes_is_named(call, tmp_path):
+    csv.write_csv(TREES.append_column("unit", pa.array(["m"] * 300)), tmp_path / "trees.csv")
+    status, out, err = call("train", tmp_path / "trees.csv", "-o", tmp_path / "run", *SMALL)
+    assert status == 0 and "column 'unit' never changes" in out + err, out + err
+
+
 def test_samples_with_and_without_the_weights_of_marginals(call, refused, models, trees, tmp_path):
     """Rows that are written in parts, of which some are drawn again, are those that `sample` draws."""
     status, _, err = call("train", trees, "-o", tmp_path / "run", *SMALL)

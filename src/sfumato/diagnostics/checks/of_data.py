@@ -216,10 +216,12 @@ def constant(evidence: Evidence) -> Finding | None:
     if not bool(still.any()) or bool(still.all()):
         return None
     which = torch.nonzero(still).flatten().tolist()
-    what = "channel" if sample.field else "column"
+    table = None if sample.spec is None else sample.spec.table
+    owners = [] if table is None else [each.name for each in table.fields if which[0] in table.places(each.name)]
+    name = f"column {owners[0]!r}" if owners else f"{'channel' if sample.field else 'column'} {which[0]}"
     return Finding(
         "constant",
-        f"{what} {which[0]}" + (f" and {len(which) - 1} more" if which[1:] else "") + " never changes",
+        name + (f" and {len(which) - 1} more" if which[1:] else "") + " never changes",
         {"constant": which[:8], "of": len(x), "value": float(x[which[0], 0])},
         "It costs work and carries no information: leave it out, or check that it was read correctly.",
         WARNING,
