@@ -127,6 +127,27 @@ def test_other_contracts_are_refused(model, tmp_path, change, words):
         sf.load(rewrite(model, tmp_path / "bad.safetensors", change))
 
 
+def test_a_file_that_is_replaced_while_it_is_opened_is_read_again(model, tmp_path, monkeypatch):
+    """It is opened once for its header and once for its tensors, so that these may be of two files."""
+    contract, tensors = files.read_sealed(model)
+    path, seals = tmp_path / "model.safetensors", []
+    for file in (path, tmp_path / "new"):
+        files.write_sealed(file, tensors, contract)
+    seal = files.seal
+
+    def replaced(tensors, contract):
+        seals.append(seal(tensors, contract))
+        if len(seals) == 1:
+            os.replace(tmp_path / "new", path)
+        return "of two files" if len(seals) == 1 else seals[-1]
+
+    monkeypatch.setattr(files, "seal", replaced)
+    assert files.read_sealed(path)[0] == contract and len(seals) == 2
+    monkeypatch.setattr(files, "seal", lambda *args: "of no file")
+    with pytest.raises(SfumatoError, match="damaged: its contents do not match its hash"):
+        files.read_sealed(path)
+
+
 @pytest.mark.parametrize("change", [lambda t: dict(list(t.items())[:-1]), lambda t: t | {"net.more": torch.ones(2)}])
 def test_missing_and_foreign_weights_are_refused(model, tmp_path, change):
     # sealed with a right hash, so that only the weights themselves are wrong

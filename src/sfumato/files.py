@@ -279,12 +279,25 @@ def read_sealed(path: str | os.PathLike[str], what: str = "model file") -> tuple
     from safetensors import SafetensorError, safe_open
 
     read_header(path, what)  # says what is wrong with any other file
+    while True:
+        before = _version(path)
+        try:
+            with safe_open(path, "pt") as file:
+                contract = json.loads(file.metadata()[KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if seal(tensors, contract) == contract.get("hash"):
+                return contract, tensors
+            wrong = "its contents do not match its hash"
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            wrong = str(error)
+        if _version(path) == before:  # else another process replaced it while it was opened, once for each part
+            raise SfumatoError(f"{path} is damaged: {wrong}. Copy it again.")
+
+
+def _version(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
+    """Which file stands there now."""
     try:
-        with safe_open(path, "pt") as file:  # opened once, since another process may replace it meanwhile
-            contract = json.loads(file.metadata()[KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise SfumatoError(f"{path} is damaged: {error}. Copy it again.") from None
-    if seal(tensors, contract) != contract.get("hash"):
-        raise SfumatoError(f"{path} is damaged: its contents do not match its hash. Copy it again.")
-    return contract, tensors
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
