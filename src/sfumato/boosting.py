@@ -48,9 +48,8 @@ def boosted(real: Tensor, drawn: Tensor, seed: int = 0) -> tuple[Tree, ...]:
         entries = asked[torch.randperm(len(asked), generator=draw)[:ENTRIES]]
         slope = weight * sign * torch.sigmoid(-sign * total)  # of minus the loss in log r
         bend = slope.abs() * torch.sigmoid(sign * total)
-        tree, leaf = _grown(codes, cuts, rows, entries, slope, bend)
-        total += torch.tensor(tree.values, dtype=torch.float64)[leaf]
-        trees.append(tree)
+        trees.append(_grown(codes[:, rows], cuts, entries, slope[rows], bend[rows]))
+        total += trees[-1](x)
     return ()
 
 
@@ -68,27 +67,21 @@ def _cuts(column: Tensor) -> Tensor:
     return values[:-1]
 
 
-def _grown(
-    codes: Tensor, cuts: list[Tensor], rows: Tensor, entries: Tensor, slope: Tensor, bend: Tensor
-) -> tuple[Tree, Tensor]:  # fmt: skip
-    """A tree of these entries, fitted to these rows, and the leaf of every row. codes: (D, rows)."""
+def _grown(codes: Tensor, cuts: list[Tensor], entries: Tensor, slope: Tensor, bend: Tensor) -> Tree:
+    """A tree of these entries. codes: (D, rows); slope, bend: of each row (rows,)."""
     width, several = CUTS + 1, len(entries)
-    at = codes[entries][:, rows].long() + width * torch.arange(several)[:, None]
+    at = codes[entries].long() + width * torch.arange(several)[:, None]
     allowed = torch.stack([torch.arange(width) < len(cuts[int(each)]) for each in entries])
-    slopes, bends = (each[rows].expand(several, -1).flatten() for each in (slope, bend))
-    leaf, places, asked = torch.zeros(len(rows), dtype=torch.long), [], []
+    slopes, bends = (each.expand(several, -1).flatten() for each in (slope, bend))
+    leaf, places, asked = torch.zeros(len(slope), dtype=torch.long), [], []
     for level in range(DEPTH):
         cells, size = (leaf * (several * width) + at).flatten(), 2**level * several * width
         g, h = (torch.bincount(cells, each, size).view(-1, several, width).cumsum(2) for each in (slopes, bends))
         below, above = g.square() / (h + PENALTY), (g[..., -1:] - g).square() / (h[..., -1:] - h + PENALTY)
         which, cut = divmod(int((below + above).sum(0).masked_fill(~allowed, -1.0).argmax()), width)
         places.append(int(entries[which]))
-        asked.append(cut)
-        leaf = 2 * leaf + (codes[places[-1], rows] > cut)
-    g, h = (torch.bincount(leaf, each[rows], 2**DEPTH) for each in (slope, bend))
+        asked.append(float(cuts[places[-1]][cut]))
+        leaf = 2 * leaf + (codes[places[-1]] > cut)
+    g, h = (torch.bincount(leaf, each, 2**DEPTH) for each in (slope, bend))
     values = (RATE * g / (h + PENALTY)).mul(1e5).round().div(1e5)
-    floats = tuple(float(cuts[place][cut]) for place, cut in zip(places, asked, strict=True))
-    every = torch.zeros(codes.shape[1], dtype=torch.long)
-    for place, cut in zip(places, asked, strict=True):
-        every = 2 * every + (codes[place] > cut)
-    return Tree(tuple(places), floats, tuple(values.tolist())), every
+    return Tree(tuple(places), tuple(asked), tuple(values.tolist()))

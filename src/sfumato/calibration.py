@@ -35,7 +35,7 @@ from sfumato.state import numbers
 
 DRAWS, LEAST = 65536, 256  # of the model, half of them for trees; the fewest, and the fewest rows of training
 INTERVALS, EACH, NUMBERS_EACH = 12, 30, 64  # of a column; the draws for each factor, the numbers in each interval
-MOST = 1 << 16  # rows of training whose quantiles are taken
+MOST = 1 << 16  # rows of training that are looked at
 ROUNDS = 50  # of fitting
 LOST, HIGHEST = 0.005, 1.25  # the weight that the bound leaves out, and the highest bound
 
@@ -44,7 +44,7 @@ class Calibration(NamedTuple):
     """Weights that were fitted at the end of a run: the draws that they took, what they changed.
 
     accepted: the share of draws that they accept. kolmogorov: the mean KS distance of the numbers from `rows` held-out
-    rows, without the weights, with them, and of training rows; None if too few rows are held out.
+    rows, without the weights, with them, and of training rows; None if too few rows are held out, or without numbers.
     """
 
     weights: RowWeights
