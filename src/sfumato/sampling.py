@@ -94,8 +94,8 @@ def sample(
     """n samples, (n, *shape), in user units and dtype if the model has a data spec.
 
     Runs in batches of `batch`, 256 or for rows of a table 1,024 (4,096 on a GPU), halved if memory runs out; sample i
-    of a seed does not depend on the batches. Of a table they are a data frame of pandas, or a dict of arrays without it
-    or of training on another frame; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
+    of a seed does not depend on the batches. Of a table they are a data frame of pandas, or of polars if the training
+    data were, else a dict of arrays; given: its columns that are known, {"cut": "Ideal", "carat": 1.0}, None for an
     empty cell. normalised=True keeps the model's units, as does t_stop > 0 (noisy states have no user units). Other
     arguments: see `trajectory`; guidance: `sf.guide`; samples that depend little on the steps: `solvers.Brownian`.
     Whole rows of a table that start from noise are drawn again until its weights accept them (`calibrate`).
@@ -377,12 +377,9 @@ def _asked(n: int, index: Sequence[int] | Tensor | None, z: Any) -> tuple[int, T
 def affordable(n: int, shape: Shape | None) -> None:
     """Raise SfumatoError unless n samples of this shape, as float32 with their numbers, fit into the free memory."""
     parts = shape.values() if isinstance(shape, Mapping) else [shape or ()]
-    needed, free = n * (8 + 4 * sum(map(math.prod, parts))), machine.available()
-    if needed > free:
-        raise SfumatoError(
-            f"{n:,} samples need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: draw them in "
-            "parts, by their numbers (index=range(first, last), or --first on the command line)."
-        )
+    needed = n * (8 + 4 * sum(map(math.prod, parts)))
+    instead = "draw them in parts, by their numbers (index=range(first, last), or --first on the command line)."
+    machine.affordable(needed, f"{n:,} samples", instead)
 
 
 ARGUMENTS = tuple(inspect.signature(sample).parameters)
