@@ -6,8 +6,9 @@ F(z, t, s) = l F(z, t, m) + (1 - l) F(z_m, m, s),   z_m = X(z, t, m),   l = (the
 import torch
 
 import sfumato as sf
-from sfumato.flow_map import FlowMap, angle, unit
+from sfumato.flow_map import FlowMap
 from sfumato.objectives.flow_maps import step
+from sfumato.process.angles import angle, unit
 
 LAW = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[[0.1]], [[0.1]]])
 

@@ -6,8 +6,8 @@ F(z, t, s) = f - (theta_t - theta_s) dF/dtheta_t,   f = F(z, t),   dw/dtheta = -
 import torch
 
 import sfumato as sf
-from sfumato.flow_map import angle, unit
-from sfumato.objectives.flow_maps import derivative, moved
+from sfumato.objectives.angle_derivatives import derivative
+from sfumato.process.angles import angle, moved, unit
 
 LAW = sf.exact.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[[0.1]], [[0.1]]])
 PROCESS = sf.Gaussian("cosine", target="F")

@@ -18,8 +18,9 @@ import torch
 
 import sfumato as sf
 from sfumato.diagnostics.checks import Report
-from sfumato.objectives.flow_maps import Lagrangian, Semigroup, moved
+from sfumato.objectives.flow_maps import Lagrangian, Semigroup
 from sfumato.objectives.losses import Plain
+from sfumato.process.angles import moved
 from sfumato.training import State, TrainConfig, fit
 from sfumato.training.console import Silent
 from sfumato.training.ema import EMA

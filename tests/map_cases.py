@@ -7,7 +7,8 @@ import torch
 
 import sfumato as sf
 from sfumato.conditions import Conditions
-from sfumato.flow_map import FlowMap, angle, time, unit
+from sfumato.flow_map import FlowMap
+from sfumato.process.angles import angle, time, unit
 
 LAW = sf.exact.GaussianMixture(
     [0.3, 0.3, 0.4],

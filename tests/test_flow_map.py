@@ -6,8 +6,8 @@ import torch
 import sfumato as sf
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.path_answers import ask_of_paths
-from sfumato.flow_map import FlowMap, angle, time
-from sfumato.objectives.flow_maps import moved
+from sfumato.flow_map import FlowMap
+from sfumato.process.angles import angle, moved, time
 
 SCHEDULES = ("cosine", "flow", "edm", "linear")
 

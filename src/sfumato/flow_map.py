@@ -11,6 +11,8 @@ s = t the map is an ordinary denoiser. With w = z / S and d = theta_t - theta_s 
 
 whichever `form` the map has. A network that answers 0 is in the first the exact map of N(0, sigma_data^2) data, and
 keeps all noise; in the second it keeps cos d of it, none from noise to data, where G is the sample itself.
+Of coefficients (`Spectral`) each moves by its own angle; an interpolant moves as dz/dtheta = -F (`process.angles`), and
+its map is the step of its belief, "ddim".
 Consistency models (s = 0), shortcut models, MeanFlow and distilled students are such maps.
 Sources: Boffi et al. 2024 (2406.07507); Kim et al. 2023 (2310.02279); Geng et al. 2025 (2505.13447), the means; Song et
 al. 2020 (2010.02502), Eq. 12, and 2023 (2303.01469), Eq. 5, the skip of the second form.
@@ -24,13 +26,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sfumato.belief import Estimate, broadcast
+from sfumato.belief import Between, Estimate, broadcast
 from sfumato.compose import Wrapped
 from sfumato.errors import SfumatoError, an, suggest
 from sfumato.model import Denoiser
 from sfumato.nets.growth import core, grown
 from sfumato.noise import seeded
-from sfumato.process import Additive, Gaussian
+from sfumato.process import Gaussian, Interpolant, RectifiedFlow, Spectral, angles, require_flow
 from sfumato.registry import register
 from sfumato.schedule import Time, as_time
 
@@ -39,39 +41,21 @@ UNTIL = "until"  # the condition by which the network hears the second time
 _HEARD = 2.0  # theta runs from 0 to pi / 2; scalar conditions of networks are of order 1
 
 
-def angle(process: Additive, t: Time) -> Tensor:
-    """theta = arctan(sigma / (alpha sigma_data)), float64 like t: 0 for data, at most pi / 2 for noise."""
-    alpha, sigma = process.schedule(t)
-    return torch.atan2(sigma, alpha * process.sigma_data)
-
-
-def time(process: Additive, theta: Tensor) -> Tensor:
-    """The time t of an angle, limited to the schedule's range: the inverse of `angle`."""
-    logsnr = 2 * torch.log(torch.cos(theta).clamp_min(1e-300) / (torch.sin(theta) * process.sigma_data))
-    return torch.where(theta <= 0, 0.0, process.schedule.time(logsnr))
-
-
 def heard(end: Tensor, count: int, device: torch.device) -> Tensor:
     """What a network hears of the angle at which a path ends, float32 (count,)."""
     return (_HEARD * end).to(device, torch.float32).expand(count)
 
 
-def unit(process: Additive, z: Tensor, t: Time) -> Tensor:
-    """w = z / S, whose motion along the ODE is dw/dtheta = -F."""
-    alpha, sigma = process.schedule(t)
-    return z / broadcast(torch.sqrt(sigma**2 + alpha**2 * process.sigma_data**2), z)
-
-
 @register("model", "FlowMap")
 @final
 class FlowMap(Wrapped):
-    """map(z, t, until=s, **cond) -> the `Estimate` whose `to(s)` is X(z, t, s); without `until`, s = t: a denoiser.
+    """map(z, t, until=s, **cond) -> the belief whose `to(s)` is X(z, t, s); without `until`, s = t: a denoiser.
 
-    inner: a Gaussian `Denoiser` of any target, whose network takes a scalar condition `until`, as
-    `FlowMap.student(teacher)` builds it. calls: the numbers of calls that it was trained for; the first is the default
-    of `sf.sample`. gamma: the share of the noise that it is meant to renew between calls. form: what the network's
-    answer is, "mean" or "ddim" (above). Samples are drawn by the solver "map"; every other solver uses the model as a
-    denoiser.
+    inner: a `Denoiser` of any target whose process has an ODE: Gaussian, of coefficients (blur ..), or of pairs. Its
+    network takes a scalar condition `until`, as `FlowMap.student(teacher)` builds it. calls: the numbers of calls that
+    it was trained for; the first is the default of `sf.sample`. gamma: the share of the noise that it is meant to renew
+    between calls. form: what the network's answer is, "mean" or "ddim" (above). Samples are drawn by the solver "map";
+    every other solver uses the model as a denoiser.
     """
 
     two_times = True
@@ -82,19 +66,22 @@ class FlowMap(Wrapped):
         super().__init__(inner)
         if form not in FORMS:
             raise SfumatoError(f"Unknown form {form!r:.60} of a flow map: {suggest(form, FORMS)}")
-        self.form = form
         process = getattr(inner, "process", None)
-        if not isinstance(process, Gaussian):
+        if not isinstance(process, Gaussian | Spectral | Interpolant):
             raise SfumatoError(
                 f"A flow map moves real numbers along an ODE, and {type(process).__name__} has none: sample the model "
                 "itself, in fewer steps."
             )
+        require_flow(process)
+        self.form = "ddim" if isinstance(process, Interpolant) else form
         self.calls = tuple(int(count) for count in calls)
         if not self.calls or min(self.calls) < 1:
             raise SfumatoError(f"calls are numbers of calls, at least 1, not {calls!r:.60}.")
         self.gamma = float(gamma)
         if not 0 <= self.gamma <= 1:
             raise SfumatoError(f"gamma is the share of renewed noise, from 0 to 1, not {gamma!r:.60}.")
+        if self.gamma and not renews(process):
+            raise SfumatoError(f"A {type(process).__name__} has no noise that a flow map could renew: take gamma=0.")
 
     @property
     def default_solver(self) -> str:
@@ -129,47 +116,66 @@ class FlowMap(Wrapped):
         inner.plans = {}
         return cls(inner, calls, gamma, form)
 
-    def __call__(self, z: Tensor, t: Time, /, until: Time | None = None, **cond: Any) -> Estimate:
+    def __call__(self, z: Tensor, t: Time, /, until: Time | None = None, **cond: Any) -> Any:
         process, t = self.process, as_time(t)
         s = t if until is None else as_time(until)
-        theta, end = angle(process, t), _end(process, s)
-        belief: Estimate = self.inner(z, t, **{UNTIL: heard(end, len(z), z.device)}, **cond)
-        if until is None:
+        belief = self._belief(z, t, s, cond)
+        if until is None or isinstance(belief, Between):
             return belief
-        y = belief.F
+        y: Tensor = belief.F
         if self.form == "mean":
-            d = theta - end
+            d = angles.turn(process, t) - angles.ended(process, s)
             slope = torch.where(d == 0, 1.0, d / torch.where(d == 0, 1.0, d.sin()))
-            y = broadcast(slope, z) * y + broadcast(torch.tan(d / 2), z) * unit(process, z, t)
+            y = broadcast(slope, z) * y + broadcast(torch.tan(d / 2), z) * angles.unit(process, z, t)
+        if isinstance(process, Spectral):
+            y = self._kept(y, z, t, s)
         return Estimate(z, t, process.schedule, y=y, sigma_data=process.sigma_data, named="F")
+
+    def _belief(self, z: Tensor, t: Tensor, s: Tensor, cond: dict[str, Any]) -> Any:
+        """The inner belief of a network that hears where the path ends."""
+        end = heard(angles.ended(self.process, s, angles.angle(self.process, s)), len(z), z.device)
+        return self.inner(z, t, **{UNTIL: end}, **cond)
+
+    def _kept(self, y: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The F whose step to the clean signal is where y leads to at t = 0, if there is noise there (`Heat`)."""
+        process = self.process
+        last = angles.turn(process, torch.zeros_like(s))
+        if not bool(last.any()):
+            return y
+        theta = angles.turn(process, t)
+        w, d = angles.unit(process, z, t), theta - last
+        there = (broadcast(d.cos(), z) * w + broadcast(d.sin(), z) * y) / broadcast(last.cos(), z)
+        found = (there - broadcast(theta.cos(), z) * w) / broadcast(theta.sin(), z)
+        return torch.where((s.to(z.device) == 0).reshape(-1, *[1] * (z.ndim - 1)), found, y)
 
     def predict(self, z: Tensor, t: Time, /, **cond: Any) -> Tensor:
         """The network's prediction of its target at s = t, like z."""
-        end = heard(angle(self.process, as_time(t)), len(z), z.device)
+        end = heard(angles.angle(self.process, as_time(t)), len(z), z.device)
         inner: Any = self.inner
         found: Tensor = inner.predict(z, t, **{UNTIL: end}, **cond)
         return found
 
     def answer(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
-        """G(z, t, s), what the network says of the path from t to s, like z."""
-        end = heard(_end(self.process, as_time(s)), len(z), z.device)
-        found: Tensor = self.inner(z, t, **{UNTIL: end}, **cond).F
+        """G(z, t, s), what the network says of the path from t to s, like z; of an interpolant the mean of F."""
+        t, s = as_time(t), as_time(s)
+        belief = self._belief(z, t, s, cond)
+        found: Tensor = angles.between(belief, s) if isinstance(belief, Between) else belief.F
         return found
 
     def mean(self, z: Tensor, t: Time, s: Time, **cond: Any) -> Tensor:
         """F(z, t, s), the mean of F over the path from t to s, like z."""
-        answer = self.answer(z, t, s, **cond)
-        if self.form == "mean":
+        answer, process = self.answer(z, t, s, **cond), self.process
+        if self.form == "mean" or isinstance(process, Interpolant):
             return answer
-        d = angle(self.process, as_time(t)) - _end(self.process, as_time(s))
+        d = angles.turn(process, as_time(t)) - angles.ended(process, as_time(s))
         part = torch.where(d == 0, 1.0, d.sin() / torch.where(d == 0, 1.0, d))
         # sin d tan(d / 2) is 1 - cos d, without its cancellation
-        return broadcast(part, z) * answer - broadcast(part * torch.tan(d / 2), z) * unit(self.process, z, t)
+        return broadcast(part, z) * answer - broadcast(part * torch.tan(d / 2), z) * angles.unit(process, z, t)
 
 
-def _end(process: Additive, s: Tensor) -> Tensor:
-    """The angle at which a path ends; s = 0 is the clean signal, also where sigma(0) > 0."""
-    return torch.where(s == 0, 0.0, angle(process, s))
+def renews(process: Any) -> bool:
+    """Whether the noise of a process is one that a map may renew between its calls."""
+    return isinstance(process, Gaussian) and not isinstance(process, RectifiedFlow)
 
 
 def innermost(model: Any) -> Denoiser:

@@ -11,10 +11,10 @@ from sfumato.belief import Estimate
 from sfumato.conditions import Conditions, Given, Scalar
 from sfumato.data import DataSpec
 from sfumato.exact import GaussianMixture
-from sfumato.flow_map import angle, unit
 from sfumato.guidance import GuidedByCondition, guide, is_range
 from sfumato.objectives.flow_maps import Lagrangian, MapLoss, MeanFlow, Semigroup
 from sfumato.objectives.laws import DistributionMatching, ScoreIdentity
+from sfumato.process.angles import angle, unit
 
 F64 = torch.float64
 TRUTH = GaussianMixture([0.3, 0.3, 0.4], [[-1.0, 0.5], [0.8, 0.0], [0.3, 1.2]], [0.2, 0.1, 0.3])

@@ -12,9 +12,9 @@ import sfumato as sf
 from map_cases import LAW
 from sfumato.conditions import Conditions
 from sfumato.distributed import ALONE
-from sfumato.flow_map import unit
 from sfumato.objectives.adversary import Adversary
 from sfumato.objectives.path_distillation import PathDistillation
+from sfumato.process.angles import unit
 from sfumato.training.console import Silent
 
 NUMBERS = torch.arange(8)

@@ -10,10 +10,12 @@ import torch
 import sfumato as sf
 from map_cases import LAW, ExactMap, batch, exact_map
 from sfumato.conditions import Conditions
-from sfumato.flow_map import FlowMap, angle
+from sfumato.flow_map import FlowMap
 from sfumato.nets.layout import channels_last
 from sfumato.objectives import flow_maps
+from sfumato.objectives.angle_derivatives import WAYS, derivative
 from sfumato.objectives.flow_maps import Lagrangian, MapLoss, MeanFlow, Semigroup
+from sfumato.process.angles import angle, moved, time
 from sfumato.registry import names
 
 
@@ -69,12 +71,12 @@ def test_a_step_of_ddim_of_the_student_equals_two_of_the_teacher() -> None:
     student = exact_map(LAW, process, "ddim")
     student.inner.exact = TwoSteps(LAW, process)
     t, s = (torch.full((24,), each, dtype=torch.float64) for each in (0.8, 0.3))
-    m = flow_maps.flow_map.time(process, (angle(process, t) + angle(process, s)) / 2)
+    m = time(process, (angle(process, t) + angle(process, s)) / 2)
     z = process.corrupt(
         LAW.sample(24, 5), t, torch.randn(24, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     )
-    half = flow_maps.moved(process, z, t, m, flow_maps.step(teacher, z, t, m))
-    both = flow_maps.moved(process, half, m, s, flow_maps.step(teacher, half, m, s))
+    half = moved(process, z, t, m, flow_maps.step(teacher, z, t, m))
+    both = moved(process, half, m, s, flow_maps.step(teacher, half, m, s))
     assert torch.allclose(student(z, t, until=s).to(s), both, rtol=0, atol=1e-6)
 
 
@@ -91,7 +93,7 @@ def test_targets_of_data_have_the_exact_map_as_their_mean() -> None:
     z = process.corrupt(x, t, eps)
     each = torch.ones(count, dtype=torch.float64)
     path = flow_maps.Path(z, x, eps, t * each, theta * each, 0.3 * theta * each, 0.5 * each, Conditions({}))
-    s = flow_maps.flow_map.time(process, path.end)
+    s = time(process, path.end)
     want = exact.mean(z, path.t, s)
     for name, loss in (("slope", Lagrangian()), ("mean flow", MeanFlow()), ("improved", MeanFlow(improved=True))):
         if isinstance(loss, MeanFlow):
@@ -153,7 +155,7 @@ def test_derivatives_in_float32_are_those_of_float64(name: str) -> None:
         torch.linspace(0.2, 0.9, 4).double(),
     )
     with torch.no_grad():
-        found = {way: flow_maps.derivative(model, theta, lambda s: model.mean(z, t, s), way) for way in flow_maps.WAYS}
+        found = {way: derivative(model, theta, lambda s: model.mean(z, t, s), way) for way in WAYS}
         assert model.inner.compute_dtype == torch.bfloat16
         model.inner.compute_dtype = None
         net.double()
@@ -167,7 +169,7 @@ def test_losses_by_forward_differentiation_are_those_by_differences() -> None:
     """For a network with attention and group norms inside, values to a part in a hundred and gradients everywhere."""
     for loss in (Lagrangian(by="jvp"), MeanFlow(improved=True, by="jvp"), MeanFlow(by="jvp")):
         found, some = {}, images(6)
-        for way in flow_maps.WAYS:
+        for way in WAYS:
             torch.manual_seed(0)
             net = NETS["UNet"][1]({"until": {"kind": "scalar"}})
             for parameter in net.parameters():
@@ -202,9 +204,9 @@ def test_the_second_time_is_heard_as_an_angle() -> None:
     for schedule in ("flow", "cosine"):
         model = FlowMap(sf.Denoiser(Ear(), sf.Gaussian(schedule, target="F")))
         z, t = torch.zeros(3, 2), torch.ones(3, dtype=torch.float64)
-        s = flow_maps.flow_map.time(model.process, theta)
+        s = time(model.process, theta)
         assert torch.allclose(model.mean(z, t, s)[:, 0].double(), 2 * theta, atol=1e-6)
-        rate = flow_maps.derivative(model, theta, lambda s, m=model, z=z, t=t: m.mean(z, t, s), "jvp")
+        rate = derivative(model, theta, lambda s, m=model, z=z, t=t: m.mean(z, t, s), "jvp")
         assert torch.allclose(rate, torch.tensor(2.0), atol=1e-4), schedule
 
 

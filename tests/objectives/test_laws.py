@@ -8,12 +8,12 @@ import torch
 
 import sfumato as sf
 from map_cases import LAW, ExactMap, batch
-from sfumato import flow_map
 from sfumato.conditions import Conditions
 from sfumato.distillation import loss_named
-from sfumato.flow_map import FlowMap, angle, unit
+from sfumato.flow_map import FlowMap
 from sfumato.objectives.flow_maps import Path
 from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity, carried, energy
+from sfumato.process.angles import angle, time, unit
 from sfumato.registry import names
 from sfumato.training import State, TrainConfig, fit
 
@@ -100,7 +100,7 @@ def test_students_that_renew_no_noise_are_compared_where_their_calls_end() -> No
     loss, count, source = DistributionMatching(teacher, gamma=0), 40_000, torch.Generator().manual_seed(0)
     e, n = (torch.randn(count, 1, dtype=torch.float64, generator=source) for _ in range(2))
     each, end = torch.ones(count, dtype=torch.float64), 0.4
-    s = flow_map.time(process, torch.tensor(end, dtype=torch.float64))
+    s = time(process, torch.tensor(end, dtype=torch.float64))
     path = Path(e, e, e, each, angle(process, 1.0) * each, end * each, each, Conditions({}), torch.arange(count))
     for a, level in ((1.5, 0.5), (0.4, 0.8)):
         (r, b), (alpha, sigma) = process.jump(s, level), (1 - level, level)

@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import flow_map, noise
+from sfumato import noise
 from sfumato.belief import Estimate, broadcast
 from sfumato.diagnostics import fields
 from sfumato.diagnostics.draws import Draws, Trivial
 from sfumato.noise import Noise
 from sfumato.objectives import flow_maps, residuals
+from sfumato.process.angles import angle, moved, time
 from sfumato.state import numbers_like
 
 _APART = 1.0  # logsnr between the two levels of an identity
@@ -172,7 +173,7 @@ def continuity(seen: Seen) -> Pair:
     noised, s = seen.cleaner
     alpha, sigma = (broadcast(each, seen.z) for each in seen.process.schedule(s))
     rate = flow_maps.step(seen.model, seen.z, seen.t, s, _STEPS, **seen.cond)
-    carried = flow_maps.moved(seen.process, seen.z, seen.t, s, rate)
+    carried = moved(seen.process, seen.z, seen.t, s, rate)
     a, b = carried - alpha * seen.centre, noised - alpha * seen.centre
     usual = (alpha**2 * seen.guess.variance + sigma**2).flatten().double()
     return (dot(a, a) - dot(b, b)) / usual, torch.full_like(usual, seen.size)
@@ -189,7 +190,7 @@ def generator(seen: Seen) -> Pair:
 def semigroup(seen: Seen) -> Pair:
     """Of a flow map, from t to the data at once and by way of half the angle."""
     end = torch.zeros_like(seen.t)
-    half = flow_map.time(seen.process, flow_map.angle(seen.process, seen.t) / 2)
+    half = time(seen.process, angle(seen.process, seen.t) / 2)
     at_once = seen.model(seen.z, seen.t, until=end, **seen.cond).to(end)
     between = seen.model(seen.z, seen.t, until=half, **seen.cond).to(half)
     apart = seen.model(between, half, until=end, **seen.cond).to(end) - at_once

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sfumato import noise
 from sfumato.conditions import Conditions
-from sfumato.flow_map import angle, time
 from sfumato.noised import evaluating
-from sfumato.objectives.flow_maps import WIDTH, derivative
+from sfumato.objectives.angle_derivatives import WIDTH, derivative
+from sfumato.process.angles import angle, time
 
 PATHS = 256  # of a measurement
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import flow_map, noise
+from sfumato import noise
 from sfumato.belief import broadcast
 from sfumato.conditions import Conditions
 from sfumato.diagnostics.draws import Trivial
@@ -26,6 +26,7 @@ from sfumato.noise import Noise
 from sfumato.noised import evaluating
 from sfumato.objectives import flow_maps
 from sfumato.objectives.times import limits
+from sfumato.process.angles import angle, moved
 from sfumato.state import numbers_like
 
 COUNT, REACH = 15, 7.0  # levels, and how far they reach in logsnr from where signal and noise are equally strong
@@ -181,7 +182,7 @@ def walks(scene: Scene) -> dict[str, Tensor]:
         sde, end = _walk(scene, start, lambda z, k: _stochastic(scene, z, k, part, cond), cond)
         ode, last = _walk(scene, start, lambda z, k: _heun(scene, z, k, cond), cond)
         w = [z / scene.strength(k)[2] for k, z in enumerate(ode)]
-        angles = flow_map.angle(scene.model.process, scene.t).diff().tolist()
+        angles = angle(scene.model.process, scene.t).diff().tolist()
         speeds = [scene.rms(a - b) / angle for a, b, angle in zip(w, w[1:], angles, strict=False)]
         return {
             "sde": torch.stack([_spread(scene, z, k) for k, z in enumerate(sde)], 1),
@@ -225,7 +226,7 @@ def _heun(scene: Scene, z: Tensor, k: int, cond: Conditions) -> Tensor:
 
 
 def _ode(scene: Scene, z: Tensor, t: Tensor, s: Tensor, cond: Conditions) -> Tensor:
-    return flow_maps.moved(scene.model.process, z, t, s, flow_maps.step(scene.model, z, t, s, _HEUN, **cond))
+    return moved(scene.model.process, z, t, s, flow_maps.step(scene.model, z, t, s, _HEUN, **cond))
 
 
 def _spread(scene: Scene, z: Tensor, k: int) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato import flow_map, noise
+from sfumato import noise
 from sfumato.conditions import Conditions, declared
 from sfumato.errors import SfumatoError
 from sfumato.flow_map import innermost
@@ -28,6 +28,8 @@ from sfumato.nets.blocks import zero
 from sfumato.nets.growth import core
 from sfumato.nets.watching import outputs
 from sfumato.noise import Noise, seeded
+from sfumato.process import given
+from sfumato.process.angles import angle, time
 from sfumato.state import numbers_like
 
 _LEVELS = (0.02, 0.32)  # of the noise, in shares of the largest angle
@@ -136,6 +138,7 @@ class Adversary(nn.Module):
         """What each stage of the teacher's encoder says of x under the noise eps of the levels u, from 0 to 1."""
         model = self._model[0]
         low, high = _LEVELS
-        theta = flow_map.angle(model.process, 1.0) * (low + (high - low) * u)
-        m = flow_map.time(model.process, theta)
-        return outputs(self._stages, lambda: model(model.process.corrupt(x, m, eps), m, **cond))
+        theta = angle(model.process, 1.0) * (low + (high - low) * u)
+        m = time(model.process, theta)
+        z = given(model.process, cond).corrupt(x, m, eps)
+        return outputs(self._stages, lambda: model(z, m, **cond))

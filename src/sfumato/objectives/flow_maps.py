@@ -14,21 +14,22 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from sfumato import flow_map, nets, noise
-from sfumato.belief import broadcast
+from sfumato import noise
+from sfumato.belief import Between, broadcast
 from sfumato.compose import Rescheduled
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError, an, suggest
-from sfumato.flow_map import FlowMap, angle, unit
+from sfumato.flow_map import FlowMap
 from sfumato.model import Model, compute_dtype
+from sfumato.objectives.angle_derivatives import WIDTH, derivative, turning, way_named
 from sfumato.objectives.taught import TaughtLoss, Teacher
+from sfumato.process import Interpolant, Spectral, added, angles, given
+from sfumato.process.angles import angle, ended, moved, share, slope, time, turn, unit
 from sfumato.registry import register
 from sfumato.schedule import Time
 from sfumato.state import numbers_like
@@ -36,7 +37,7 @@ from sfumato.state import numbers_like
 CALLS = (1, 2, 4, 8)
 _FINE = 16  # steps of Heun's method from noise to data, from which held-out samples are measured
 NOISY = 1000  # numbers in a sample below which a weight by its own error would bias a noisy target
-WIDTH = 2e-3  # of a central difference in theta: the optimum in float32
+_STILL = 1e-3  # turns of coefficients below which a path of data says nothing of their F
 
 
 class Path(NamedTuple):
@@ -65,80 +66,21 @@ class Path(NamedTuple):
 
 def rate(model: Model, z: Tensor, t: Time, **cond: Any) -> Tensor:
     """F = -dw/dtheta of a denoiser at (z, t), like z."""
-    found: Tensor = model(z, t, **cond).F
-    return found
-
-
-def moved(process: Any, z: Tensor, t: Tensor, s: Tensor, mean: Tensor) -> Tensor:
-    """X = S_s [z / S_t + (theta_t - theta_s) F] for the mean F of the path from t to s."""
-    w = unit(process, z, t) + broadcast(angle(process, t) - angle(process, s), z) * mean
-    alpha, sigma = process.schedule(s)
-    return broadcast(torch.sqrt(sigma**2 + alpha**2 * process.sigma_data**2), z) * w
+    return slope(model(z, t, **cond))
 
 
 def step(model: Model, z: Tensor, t: Tensor, s: Tensor, steps: int = 1, **cond: Any) -> Tensor:
-    """The mean of F from t to s by `steps` steps of Heun's method in theta with a denoiser, like z."""
-    process, start = model.process, z
+    """The mean of F from t to s by `steps` steps of Heun's method in the angle with a denoiser, like z."""
+    process, whole = model.process, torch.zeros_like(z)
     first, last = angle(process, t), angle(process, s)
     for k in range(steps):
-        here = flow_map.time(process, first + (last - first) * (k / steps)) if k else t
-        there = flow_map.time(process, first + (last - first) * ((k + 1) / steps)) if k + 1 < steps else s
-        slope = rate(model, z, here, **cond)
-        slope = (slope + rate(model, moved(process, z, here, there, slope), there, **cond)) / 2
-        z = moved(process, z, here, there, slope)
-    distance = broadcast((first - last).clamp_min(1e-9), z)
-    return (unit(process, z, s) - unit(process, start, t)) / distance
-
-
-@contextmanager
-def _in_float32(model: Any) -> Iterator[None]:
-    """The network computes in the precision of its weights: half precision leaves nothing of a small difference."""
-    while hasattr(model, "inner"):
-        model = model.inner
-    before = getattr(model, "compute_dtype", None)
-    if before is None:
-        yield
-        return
-    model.compute_dtype = None
-    try:
-        yield
-    finally:
-        model.compute_dtype = before
-
-
-WAYS = ("difference", "jvp")
-
-
-def _way(by: str) -> str:
-    if by not in WAYS:
-        raise SfumatoError(f"Unknown way {by!r} of a derivative: {suggest(by, WAYS)}")
-    return by
-
-
-def derivative(
-    model: Any, theta: Tensor, at: Callable[[Tensor], Tensor], by: str = "difference", width: float = WIDTH
-) -> Tensor:
-    """d at(t) / dtheta at the angles theta (B,), in float32, whatever training computes in.
-
-    by: "difference", a central difference from theta - width to theta + width, which every network has, agrees with the
-    Jacobian-vector product to 1e-3 and costs half; "jvp", that product, by `torch.func.jvp`.
-    """
-    process = model.process
-    with _in_float32(model):
-        if by == "jvp":
-            return _product(process, flow_map.time(process, theta), at)
-        low, high = (flow_map.time(process, theta + h) for h in (-width, width))
-        change = at(high) - at(low)
-    return change / broadcast(angle(process, high) - angle(process, low), change)
-
-
-def _product(process: Any, t: Tensor, at: Callable[[Tensor], Tensor]) -> Tensor:
-    """(d at / dt) / (d theta / dt) by forward differentiation, without a derivative of the schedule's inverse."""
-    with nets.forward_mode():
-        both: Any = torch.func.jvp(lambda t: (at(t), angle(process, t)), (t,), (torch.ones_like(t),))
-    change, turn = both[1]
-    found: Tensor = change / broadcast(turn, change)
-    return found
+        here = time(process, first + (last - first) * (k / steps)) if k else t
+        there = time(process, first + (last - first) * ((k + 1) / steps)) if k + 1 < steps else s
+        mean = rate(model, z, here, **cond)
+        mean = (mean + rate(model, moved(process, z, here, there, mean), there, **cond)) / 2
+        whole = whole + broadcast(share(process, t, s, (here, there), 1 / steps), z) * mean
+        z = moved(process, z, here, there, mean)
+    return whole
 
 
 def walk(model: FlowMap, z: Tensor, calls: int, **cond: Any) -> Tensor:
@@ -146,7 +88,7 @@ def walk(model: FlowMap, z: Tensor, calls: int, **cond: Any) -> Tensor:
     process, each = model.process, torch.ones(len(z), dtype=torch.float64)
     top, t = angle(process, each), each
     for k in range(1, calls + 1):
-        s = flow_map.time(process, top * (1 - k / calls))
+        s = time(process, top * (1 - k / calls))
         z, t = moved(process, z, t, s, model.mean(z, t, s, **cond)), s
     return z
 
@@ -192,8 +134,9 @@ class MapLoss(TaughtLoss, abc.ABC):
 
     def guide(self, model: FlowMap, z: Tensor) -> Any:
         """The teacher under the map's schedule, on the device of z."""
-        teacher, schedule = self.beside(z), model.process.schedule
-        return teacher if teacher.process.schedule == schedule else Rescheduled(teacher, schedule)
+        teacher, process = self.beside(z), model.process
+        same = teacher.process == process or teacher.process.schedule == process.schedule
+        return teacher if same else Rescheduled(teacher, process.schedule)
 
     def begun(self, model: Any) -> FlowMap:
         if isinstance(model, FlowMap):  # a student that is trained further, perhaps for other calls
@@ -212,11 +155,11 @@ class MapLoss(TaughtLoss, abc.ABC):
                 f"This loss trains a flow map, and the model is {an(type(model).__name__)}: pass "
                 "init=sf.FlowMap.student(denoiser)."
             )
-        process = getattr(self.teacher, "process", model.process)
-        if process.sigma_data != model.process.sigma_data:
+        theirs, ours = (_deviation(each.process) for each in (self.teacher or model, model))
+        if theirs.shape != ours.shape or not bool((theirs == ours).all()):
             raise SfumatoError(
-                f"The teacher's sigma_data is {process.sigma_data:g} and the student's {model.process.sigma_data:g}: "
-                "take a student of the teacher's."
+                f"The teacher's sigma_data is {float(theirs.mean()):g} and the student's {float(ours.mean()):g}: take "
+                "a student of the teacher's."
             )
         if self.derives and (weights := compute_dtype(model)).itemsize < 4:
             raise SfumatoError(
@@ -240,15 +183,17 @@ class MapLoss(TaughtLoss, abc.ABC):
         if self.teacher is None:
             return self.losses(model, batch)
         z = self.start(model, batch, noise.TRAIN_NOISE)
-        fine = inside(model, self.solution(model, batch, z))
-        off = [square(inside(model, walk(model, z, calls, **batch.cond)) - fine) for calls in self.walked]
-        return torch.stack(off).mean(0) / model.process.sigma_data**2
+        table = model.process.table
+        fine = inside(model, table(self.solution(model, batch, z)))
+        off = [square(inside(model, table(walk(model, z, calls, **batch.cond))) - fine) for calls in self.walked]
+        return torch.stack(off).mean(0) / float(_deviation(model.process).square().mean())
 
     def start(self, model: FlowMap, batch: Any, purpose: int) -> Tensor:
         """z at t = 1 of held-out samples, like x."""
-        x = model.process.data(batch.x)
+        process = given(model.process, batch.cond)
+        x = process.data(batch.x)
         eps = numbers_like(noise.Noise(self.seed, batch.index, purpose), x)
-        return model.process.corrupt(x, torch.ones(len(x), dtype=torch.float64), eps)
+        return process.corrupt(x, torch.ones(len(x), dtype=torch.float64), eps)
 
     def solution(self, model: FlowMap, batch: Any, z: Tensor) -> Tensor:
         """The teacher's fine solution from this z, kept."""
@@ -269,7 +214,7 @@ class MapLoss(TaughtLoss, abc.ABC):
 
     def _slope(self, model: FlowMap, path: Path) -> Tensor:
         """The error of the map's own F at s = t."""
-        return square(model.mean(path.z, path.t, path.t, **path.cond) - self.slope(model, path))
+        return square(model.mean(path.z, path.t, path.t, **path.cond) - self.slope(model, path), model.process)
 
     @torch.no_grad()
     def slope(self, model: FlowMap, path: Path) -> Tensor:
@@ -280,17 +225,22 @@ class MapLoss(TaughtLoss, abc.ABC):
 
     def paths(self, model: FlowMap, batch: Any) -> tuple[Path, Tensor]:
         """(the paths of a batch, which of them have s = t)."""
-        process, count = model.process, len(batch.x)
+        process, count = given(model.process, batch.cond), len(batch.x)
         u = noise.uniform(self.seed, batch.index, (5,), noise.TRAIN_TIME, dtype=torch.float64)
         first = angle(process, 1.0)
         theta, end = (first * part for part in _ends(batch.u, u, self.calls, self.free))
         end = torch.zeros_like(end) if self.ends == "data" else end
-        t = flow_map.time(process, theta)
+        t = time(process, theta)
         x = process.data(batch.x)
-        eps = numbers_like(noise.Noise(self.seed, batch.index, noise.TRAIN_NOISE), x)
+        eps = added(process, noise.Noise(self.seed, batch.index, noise.TRAIN_NOISE), x)
         z = process.corrupt(x, t, eps)
         flat = u[:, 3] < self.diagonal
         return Path(z, x, eps, t, theta.expand(count), end, u[:, 4], batch.cond, batch.index), flat
+
+
+def _deviation(process: Any) -> Tensor:
+    """The standard deviation of clean states, or of each of their coefficients; 1 of an interpolant."""
+    return torch.as_tensor(getattr(process, "sigma_data", 1.0), dtype=torch.float64)
 
 
 def _ends(u: Tensor, more: Tensor, several: tuple[int, ...], share: float) -> tuple[Tensor, Tensor]:
@@ -306,13 +256,25 @@ def _ends(u: Tensor, more: Tensor, several: tuple[int, ...], share: float) -> tu
 
 def own_slope(process: Any, path: Path) -> Tensor:
     """F of the sample itself, sin(theta) x / sigma_data - cos(theta) eps, whose mean given z is the model's F."""
-    a, b = path.theta.sin() / process.sigma_data, -path.theta.cos()
+    if isinstance(process, Interpolant):
+        source = given(process, path.cond).pair_like(path.x)
+        return angles.slope(Between(path.x, source, path.eps, path.z, path.t, process))
+    theta = turn(process, path.t)
+    a, b = theta.sin() / process.sigma_data, -theta.cos()
     return broadcast(a, path.x) * path.x + broadcast(b, path.x) * path.eps
 
 
-def square(error: Tensor) -> Tensor:
-    """The mean square over the elements of each sample, (B,)."""
-    return error.flatten(1).square().mean(1)
+def square(error: Tensor, process: Any = None) -> Tensor:
+    """The mean square over the elements of each sample, (B,); of coefficients in the units of a sample."""
+    return in_units(process, error).flatten(1).square().mean(1)
+
+
+def in_units(process: Any, error: Tensor) -> Tensor:
+    """Errors of F, where each coefficient has unit variance, weighed by the part of it in a sample, like `error`."""
+    if not isinstance(process, Spectral):
+        return error
+    deviation = process.sigma_data.expand(1, *process.shape)
+    return broadcast(deviation / deviation.square().mean().sqrt(), error) * error
 
 
 LEGS = ("self", "teacher", "data")
@@ -361,20 +323,21 @@ class Semigroup(MapLoss):
             raise SfumatoError("The short leg is walked by a teacher, and there is none: pass teacher=.")
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
-        s = flow_map.time(model.process, path.end)
-        return square(model.mean(path.z, path.t, s, **path.cond) - self.target(model, path, s))
+        s = time(model.process, path.end)
+        return square(model.mean(path.z, path.t, s, **path.cond) - self.target(model, path, s), model.process)
 
     @torch.no_grad()
     def target(self, model: FlowMap, path: Path, s: Tensor) -> Tensor:
         """The two legs' mean of F, like z."""
         part = 0.05 + 0.9 * path.cut if self.cut is None else torch.full_like(path.theta, self.cut)
-        m = s if self.cut == 1 else flow_map.time(model.process, path.theta + part * (path.end - path.theta))
+        m = s if self.cut == 1 else time(model.process, path.theta + part * (path.end - path.theta))
         short = self._short(model, path, m)
         if self.cut == 1:
             return short
-        z = model.process.corrupt(path.x, m, path.eps) if self.short == "data" else None
-        z = moved(model.process, path.z, path.t, m, short) if z is None else z
-        part = broadcast(part, z)
+        process = given(model.process, path.cond)
+        data = self.short == "data"
+        z = process.corrupt(path.x, m, path.eps) if data else moved(process, path.z, path.t, m, short)
+        part = broadcast(share(process, path.t, s, (path.t, m), part), z)
         return part * short + (1 - part) * model.mean(z, m, s, **path.cond)
 
     def _short(self, model: FlowMap, path: Path, m: Tensor) -> Tensor:
@@ -382,10 +345,10 @@ class Semigroup(MapLoss):
             return model.mean(path.z, path.t, m, **path.cond)
         if self.short == "teacher":
             return step(self.guide(model, path.z), path.z, path.t, m, self.steps, **path.cond)
-        process = model.process
-        there = unit(process, process.corrupt(path.x, m, path.eps), m)
-        distance = angle(process, path.t) - angle(process, m)
-        return (there - unit(process, path.z, path.t)) / broadcast(distance.clamp_min(1e-9), path.z)
+        process = given(model.process, path.cond)
+        distance = broadcast(turn(process, path.t) - turn(process, m), path.z).clamp_min(_STILL)
+        change = unit(process, process.corrupt(path.x, m, path.eps), m) - unit(process, path.z, path.t)
+        return change / distance
 
 
 @register("loss", "lagrangian")
@@ -409,12 +372,12 @@ class Lagrangian(MapLoss):
         seed: int = 0,
     ) -> None:
         super().__init__(teacher, diagonal, ends, calls, seed)
-        self.by = _way(by)
+        self.by = way_named(by)
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
         process = model.process
         end = path.end.clamp_min(2 * WIDTH)
-        s = flow_map.time(process, end)
+        s = time(process, end)
         mean = model.mean(path.z, path.t, s, **path.cond)
         change = derivative(model, end, lambda there: model.mean(path.z, path.t, there, **path.cond), self.by)
         z = moved(process, path.z, path.t, s, mean)
@@ -423,8 +386,9 @@ class Lagrangian(MapLoss):
         else:
             with torch.no_grad():
                 slope = model.mean(z, s, s, **path.cond)
-        distance = broadcast(path.theta - angle(process, s), mean)
-        return square(mean - distance * change - slope)
+        distance, turns = turn(process, path.t) - ended(process, s), turning(model, end, self.by)
+        error = broadcast(turns, mean) * (mean - slope) - broadcast(distance, mean) * change
+        return square(error, process)
 
 
 @register("loss", "mean-flow")
@@ -455,7 +419,7 @@ class MeanFlow(MapLoss):
         seed: int = 0,
     ) -> None:
         super().__init__(teacher, diagonal, ends, calls, seed)
-        self.improved, self.by, self.power = improved, _way(by), float(power)
+        self.improved, self.by, self.power = improved, way_named(by), float(power)
         if not 0 <= self.power <= 1:
             raise SfumatoError(f"power is that of a weight, from 0, none, to 1, not {power!r:.60}.")
 
@@ -469,21 +433,26 @@ class MeanFlow(MapLoss):
             )
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
-        s = flow_map.time(model.process, path.end)
+        s = time(model.process, path.end)
         slope = self.slope(model, path)
         with torch.no_grad():
             along = model.mean(path.z, path.t, path.t, **path.cond) if self.improved else slope
             change = self._change(model, path, s, along)
-        distance = broadcast(path.theta - path.end, slope)
-        error = square(model.mean(path.z, path.t, s, **path.cond) + distance * change - slope)
+        process, inner = model.process, self._inner(model, path)
+        distance, turns = turn(process, path.t) - ended(process, s), turning(model, inner, self.by)
+        error = broadcast(turns, slope) * (model.mean(path.z, path.t, s, **path.cond) - slope)
+        error = square(error + broadcast(distance, slope) * change, process)
         return error / (error.detach() * path.z[0].numel() + 1e-3) ** self.power if self.power else error
 
     def _change(self, model: FlowMap, path: Path, s: Tensor, along: Tensor) -> Tensor:
         """dF(z, t, s)/dtheta_t along the flow."""
         process = model.process
-        top = float(angle(process, 1.0))
 
         def at(there: Tensor) -> Tensor:
             return model.mean(moved(process, path.z, path.t, there, along), there, s, **path.cond)
 
-        return derivative(model, path.theta.clamp(2 * WIDTH, top - 2 * WIDTH), at, self.by)
+        return derivative(model, self._inner(model, path), at, self.by)
+
+    def _inner(self, model: FlowMap, path: Path) -> Tensor:
+        """The angles of the path's beginnings, far enough from both ends for a difference."""
+        return path.theta.clamp(2 * WIDTH, float(angle(model.process, 1.0)) - 2 * WIDTH)

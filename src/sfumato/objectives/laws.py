@@ -25,15 +25,16 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from sfumato import flow_map, noise, trees
+from sfumato import noise, trees
 from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Rescheduled, Wrapped
 from sfumato.errors import SfumatoError, whole
-from sfumato.flow_map import UNTIL, FlowMap, angle, heard
+from sfumato.flow_map import UNTIL, FlowMap, heard, renews
 from sfumato.model import Denoiser
 from sfumato.noise import Noise
-from sfumato.objectives.flow_maps import MapLoss, Path, moved, square, walk
+from sfumato.objectives.flow_maps import MapLoss, Path, square, walk
 from sfumato.objectives.taught import Teacher
+from sfumato.process.angles import angle, moved, time
 from sfumato.registry import register
 from sfumato.state import numbers_like
 
@@ -80,6 +81,11 @@ class LawLoss(MapLoss):
 
     def suits(self, model: Any) -> None:
         super().suits(model)
+        if not renews(model.process):
+            raise SfumatoError(
+                f"The laws of samples are compared under the noise of a Gaussian process, and this one is "
+                f"{type(model.process).__name__}: take a loss of paths, such as trajectory-consistency."
+            )
         if self.teacher is None:
             raise SfumatoError("The law of a student's samples is compared with a teacher's: pass teacher=.")
         if self.fake is None:
@@ -126,14 +132,14 @@ class LawLoss(MapLoss):
 
     def samples(self, model: FlowMap, path: Path) -> Tensor:
         """x = X(z_t, t, s), like z."""
-        s = flow_map.time(model.process, path.end)
+        s = time(model.process, path.end)
         return moved(model.process, path.z, path.t, s, model.mean(path.z, path.t, s, **path.cond))
 
     def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor]:
         """(z_m, m, what stands for the clean signal in z_m): samples under fresh noise of levels above s, uniform in
         theta."""
         n, part = self.draws(path, x, stream)
-        m = flow_map.time(model.process, path.end + part * (angle(model.process, 1.0) - path.end))
+        m = time(model.process, path.end + part * (angle(model.process, 1.0) - path.end))
         z, clean = carried(model.process, path, x, m, n)
         return z, m, clean
 
@@ -179,7 +185,7 @@ def energy(x: Tensor, y: Tensor) -> Tensor:
 def carried(process: Any, path: Path, x: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """(z_m ~ q(z_m | z_s = x) by the noise n, the clean signal of the same score): z_m = a x + b n has the score -n / b
     given x, which a clean signal (z_m - sigma_m^2 n / b) / alpha_m would give; it is x itself at s = 0."""
-    (a, b), (alpha, sigma) = process.jump(flow_map.time(process, path.end), m), process.schedule(m)
+    (a, b), (alpha, sigma) = process.jump(time(process, path.end), m), process.schedule(m)
     data = path.end <= 0
     a, b = torch.where(data, alpha, a), torch.where(data, sigma, b)
     z = broadcast(a, x) * x + broadcast(b, x) * n
@@ -211,7 +217,7 @@ class MomentMatching(LawLoss):
 
     def noised(self, model: FlowMap, path: Path, x: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor]:
         n, part = self.draws(path, x, stream)
-        m = flow_map.time(model.process, part * path.theta)
+        m = time(model.process, part * path.theta)
         step = Estimate(path.z, path.t, model.process.schedule, x=x, sigma_data=model.process.sigma_data)
         return step.to(m, 1.0, n), m, x
 

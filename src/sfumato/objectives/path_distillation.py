@@ -24,17 +24,20 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from sfumato import flow_map, machine, noise
+from sfumato import machine, noise
 from sfumato.belief import broadcast
 from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, counted, whole
-from sfumato.flow_map import FlowMap, angle, unit
+from sfumato.flow_map import FlowMap
 from sfumato.objectives.adversary import Adversary
-from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, inside, moved, rate, square, step
+from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, in_units, inside, rate, square, step
 from sfumato.objectives.taught import JOINS, Teacher
+from sfumato.process import given
+from sfumato.process.angles import angle, moved, state, time, turn, unit
 from sfumato.registry import register
 from sfumato.state import numbers_like
 
+_STILL = 1e-3  # turns of coefficients below which a path says nothing of their F
 _TOGETHER = 32  # paths that are walked at once, which takes less time than as many alone
 
 
@@ -102,12 +105,13 @@ class PathDistillation(MapLoss):
         w, cond = self._kept["w"], self._conditions(which)
         first, last = (w[which, at].to(batch.x) for at in (k, end))
         theta, s_theta = (self._angle(model, at) for at in (k, end))
-        t, s = (flow_map.time(model.process, each) for each in (theta, s_theta))
-        z = first * broadcast(1 / _scale(model.process, t), first)
-        mean, distance = model.mean(z, t, s, **cond.to(z.device)), broadcast(theta - s_theta, first)
+        t, s = (time(model.process, each) for each in (theta, s_theta))
+        z = state(model.process, first, t)
+        mean = model.mean(z, t, s, **cond.to(z.device))
+        distance = broadcast(turn(model.process, t) - turn(model.process, s), first)
         ours, theirs = (self._cut(model, each, end == self.steps) for each in (first + distance * mean, last))
-        error = (ours - theirs) / distance
-        found = pseudo_huber(error, self.huber)
+        error = (ours - theirs) / distance.clamp_min(_STILL)
+        found = pseudo_huber(in_units(model.process, error), self.huber)
         if self.judge is None or not mean.requires_grad:
             return found
         return found + self._pull(model, found, mean, (ours, theirs), batch.index, cond)
@@ -126,7 +130,7 @@ class PathDistillation(MapLoss):
             return torch.zeros_like(found)
         self.beside(mean)
         index, cond = index[rows], cond.rows(rows)
-        x, theirs = (each[rows] * float(1 / _scale(model.process, torch.zeros(1))) for each in ends)
+        x, theirs = (state(model.process, each[rows], 0.0) for each in ends)
         (own,) = torch.autograd.grad(found.sum(), mean, retain_graph=True)
         pull = self.judge.pull(x, theirs, index, self.seed, cond.to(x.device))
         (pull,) = torch.autograd.grad(x, mean, pull, retain_graph=True)
@@ -151,8 +155,9 @@ class PathDistillation(MapLoss):
 
     def _cut(self, model: FlowMap, w: Tensor, ends: Tensor) -> Tensor:
         """w (B, ...), of the paths that end at data cut as samples are."""
-        scale = float(_scale(model.process, torch.zeros(1, dtype=torch.float64)))
-        return torch.where(broadcast(ends, w).bool(), inside(model, w / scale) * scale, w)
+        process: Any = model.process
+        x = process.data(inside(model, process.table(state(process, w, 0.0))))
+        return torch.where(broadcast(ends, w).bool(), unit(process, x, 0.0), w)
 
     def _judged(self, index: Tensor) -> Tensor:
         """The places of the samples of the run that the adversary sees: paths that end at data."""
@@ -160,10 +165,10 @@ class PathDistillation(MapLoss):
 
     def error(self, model: FlowMap, path: Path) -> Tensor:
         """Of a path that is not kept, which the teacher walks in K steps of Heun: the error of direct distillation."""
-        s = flow_map.time(model.process, path.end)
+        s = time(model.process, path.end)
         with torch.no_grad():
             target = step(self.guide(model, path.z), path.z, path.t, s, self.steps, **path.cond)
-        return square(model.mean(path.z, path.t, s, **path.cond) - target)
+        return square(model.mean(path.z, path.t, s, **path.cond) - target, model.process)
 
     def _which(self, index: Tensor) -> Tensor:
         """The path of each sample of the run: its own, or one of those before."""
@@ -194,19 +199,18 @@ class PathDistillation(MapLoss):
 
     def _walk(self, model: FlowMap, which: Tensor, cond: Conditions, like: Tensor) -> None:
         """Walk these paths of the teacher, and keep them."""
-        t = torch.ones(len(which), dtype=torch.float64)
         eps = numbers_like(noise.Noise(self.seed, which, noise.TRAIN_NOISE), like)
-        z = model.process.corrupt(torch.zeros_like(like), t, eps)
+        z = given(model.process, cond).prior(eps)
         self._keep("w", which, self._states(model, z, cond).cpu())
         for name in cond:
-            given = cond.given(name)
-            self._keep(f"cond.{name}", which, given.values.cpu())
-            self._keep(f"present.{name}", which, given.present.cpu())
+            told = cond.given(name)
+            self._keep(f"cond.{name}", which, told.values.cpu())
+            self._keep(f"present.{name}", which, told.present.cpu())
         self._keep("known", which, torch.ones(len(which), dtype=torch.bool))
 
     def solve(self, model: FlowMap, z: Tensor, cond: Conditions) -> Tensor:
         """By the steps of the paths, which take a quarter of the calls of Heun's."""
-        return self._states(model, z, cond)[:, -1] / float(_scale(model.process, torch.zeros(1)))
+        return state(model.process, self._states(model, z, cond)[:, -1], 0.0)
 
     @torch.no_grad()
     def _states(self, model: FlowMap, z: Tensor, cond: Conditions) -> Tensor:
@@ -215,7 +219,7 @@ class PathDistillation(MapLoss):
         t = torch.ones(len(z), dtype=torch.float64)
         states, before = [unit(process, z, t)], None
         for k in range(1, self.steps + 1):
-            s = flow_map.time(process, self._angle(model, torch.full((len(z),), k)))
+            s = time(process, self._angle(model, torch.full((len(z),), k)))
             slope = rate(teacher, z, t, **cond)
             mean = slope if before is None else (3 * slope - before) / 2
             z, t, before = moved(process, z, t, s, mean), s, slope
@@ -254,8 +258,3 @@ def pseudo_huber(error: Tensor, c: float) -> Tensor:
         return square(error)
     # e^2 / (sqrt(e^2 + c^2) + c) is the same without cancellation
     return (2 * c * error.square() / ((error.square() + c * c).sqrt() + c)).flatten(1).mean(1)
-
-
-def _scale(process: Any, t: Tensor) -> Tensor:
-    """1 / S at the times t."""
-    return unit(process, torch.ones(len(t), 1, dtype=torch.float64), t)[:, 0]

@@ -39,6 +39,7 @@ from sfumato.schedule import Schedule, Time, schedule_of
 from sfumato.state import numbers_like
 
 _FAINT = 1e-2  # the share of noise that signal may be at t = 1 of a process whose data have no known power
+_ANGLES, _RISE = 2049, 1e-6  # times of `angles`; how much they rise at least
 _LEAST = 1e-6  # of the mean power, lest a coefficient that never varies have an infinite logsnr
 
 
@@ -123,6 +124,17 @@ class Spectral(Additive):
     def sigma_data(self) -> Tensor:  # type: ignore[override]
         """The standard deviation of each coefficient, (1, *shape), or 1."""
         return torch.ones((), dtype=torch.float64) if self._power is None else self._power.sqrt()
+
+    @functools.cached_property
+    def angles(self) -> Tensor:
+        """arctan(e^(-logsnr / 2)) of the clock at `times`, less that at t = 0, float64; it rises."""
+        theta = torch.atan(torch.exp(-0.5 * self.clock.logsnr(self.times)))
+        return theta - theta[0] + _RISE * self.times
+
+    @functools.cached_property
+    def times(self) -> Tensor:
+        """The times of `angles`, between which they are read by straight lines."""
+        return torch.linspace(0, 1, _ANGLES, dtype=torch.float64)
 
     # -- the distribution of z ---------------------------------------------------------------------------------------
 

@@ -99,11 +99,12 @@ class Solver(abc.ABC):
     """A rule that compiles to a Plan for a process and a number of steps.
 
     grid: where the nodes of the steps lie. any_process: whether it supports every process, or only those with states
-    alpha x + sigma eps.
+    alpha x + sigma eps. asks_alone: whether its steps are the model's own, and no sums of states and estimates.
     """
 
     grid: grids.Grid = grids.auto()
     any_process: ClassVar[bool] = False
+    asks_alone: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, b: Builder) -> Plan: ...
@@ -122,8 +123,8 @@ class Solver(abc.ABC):
             )
         require_flow(process, getattr(self, "eta", None))
         schedule = process.clock if schedule is None else schedule
-        times = self.grid.times(schedule, steps, t_start, t_stop)
-        if isinstance(process, Spectral):
+        times = self.grid.of(process).times(schedule, steps, t_start, t_stop)
+        if isinstance(process, Spectral) and not self.asks_alone:
             return stacked(self, process, tuple(times))
         return self.built(process, schedule, times)
 

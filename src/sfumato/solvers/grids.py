@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class Grid(abc.ABC):
     """A rule that places the nodes."""
 
     starts_at: ClassVar[bool] = True  # whether the first node is t_start itself
+
+    def of(self, process: Any) -> Grid:
+        """The rule for this process, or schedule; most are the same for all."""
+        return self
 
     def times(self, schedule: Schedule, steps: int, t_start: float = 1.0, t_stop: float = 0.0) -> list[float]:
         """steps + 1 decreasing times from t_start to t_stop."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from sfumato import schema
 from sfumato.belief import broadcast
 from sfumato.errors import SfumatoError
+from sfumato.process import Gaussian, angles
 from sfumato.registry import register
 from sfumato.schedule import Schedule
 from sfumato.solvers import grids, lines
@@ -30,14 +31,18 @@ from sfumato.state import numbers_like
 
 @dataclasses.dataclass(frozen=True)
 class Angle(grids.Grid):
-    """Equal steps of theta = arctan(sigma / alpha), the clock of flow maps."""
+    """Equal steps of the angle of a process, the clock of flow maps; without one of arctan(sigma / alpha)."""
+
+    process: Any = None
+
+    def of(self, process: Any) -> Angle:
+        return self if isinstance(process, Schedule) else Angle(process)
 
     def nodes(self, schedule: Schedule, steps: int, t_start: float, t_stop: float) -> Tensor:
-        alpha, sigma = schedule(torch.tensor([t_start, t_stop], dtype=torch.float64))
-        start, stop = torch.atan2(sigma, alpha).tolist()
+        process = Gaussian(schedule) if self.process is None else self.process
+        start, stop = (float(angles.angle(process, t)) for t in (t_start, t_stop))
         theta = torch.linspace(start, 0.0 if t_stop == 0 else stop, steps + 1, dtype=torch.float64)
-        inner = schedule.time(-2 * torch.log(torch.tan(theta[1:-1])))
-        return torch.cat((torch.tensor([t_start]), inner, torch.tensor([t_stop])))
+        return torch.cat((torch.tensor([t_start]), angles.time(process, theta[1:-1]), torch.tensor([t_stop])))
 
 
 @register("solver", "map")
@@ -48,6 +53,8 @@ class Map(Solver):
     gamma: how much of the noise each step renews, from 0, none, to 1, all: only where the map has errors that
     accumulate can it help. The last step, to the clean signal, draws no noise.
     """
+
+    any_process = asks_alone = True
 
     gamma: float = 0.0
     grid: grids.Grid = dataclasses.field(default_factory=Angle)
