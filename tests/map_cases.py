@@ -8,7 +8,7 @@ import torch
 import sfumato as sf
 from sfumato.conditions import Conditions
 from sfumato.flow_map import FlowMap
-from sfumato.process.angles import angle, time, unit
+from sfumato.process.angles import angle, ended, time, turn, unit
 
 LAW = sf.exact.GaussianMixture(
     [0.3, 0.3, 0.4],
@@ -20,16 +20,17 @@ LAW = sf.exact.GaussianMixture(
 class ExactMap:
     """The mean of F over a path of an exactly known law."""
 
-    def __init__(self, law: sf.exact.GaussianMixture, process: sf.Gaussian) -> None:
+    def __init__(self, law: sf.exact.GaussianMixture, process: Any) -> None:
         self.law, self.process = law, process
 
     def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, **cond: Any) -> torch.Tensor:
         process = self.process
-        d = (angle(process, t) - torch.where(s == 0, 0.0, angle(process, s))).expand(len(z))
+        d = turn(process, t) - ended(process, s)
+        d = d.reshape(*d.shape, *[1] * (z.ndim - d.ndim)).expand_as(z)
         still = d.abs() < 1e-12
         end = self.law.flow_between(z, process.schedule(t), process.schedule(s))
-        mean = (unit(process, end, s) - unit(process, z, t)) / torch.where(still, 1.0, d)[:, None]
-        return torch.where(still[:, None], self.law.denoiser(process)(z, t).F, mean)
+        mean = (unit(process, end, s) - unit(process, z, t)) / torch.where(still, 1.0, d)
+        return torch.where(still, self.law.denoiser(process)(z, t).F, mean)
 
 
 class ExactAnswers:

@@ -10,6 +10,7 @@ coefficients that of their common clock, counted from t = 0. The `turn` is theta
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from sfumato.belief import Between, broadcast
 from sfumato.process.paired import Coefficients, Interpolant
 from sfumato.process.spectral import Spectral
 from sfumato.schedule import Time, as_time
+
+_WIDTH = 1e-5  # of a difference in theta, in float64
 
 
 def angle(process: Any, t: Time) -> Tensor:
@@ -117,11 +120,10 @@ def between(belief: Between, s: Time) -> Tensor:
 
 
 def _quotients(process: Interpolant, t: Tensor, s: Tensor) -> Coefficients:
-    """(c_t - c_s) / (theta_t - theta_s) of alpha, beta and gamma, and dc/dtheta where t = s."""
-    d = angle(process, t) - angle(process, s)
-    (alpha, beta), (da, db) = process.schedule(t), process.schedule.rates(t)
-    turning = (db * alpha - beta * da) / (alpha + beta)  # 2 sqrt(alpha beta) dtheta/dt
-    each = 2 * torch.sqrt(alpha * beta) / turning
-    rates = (da * each, db * each, process.noise * (da * beta + alpha * db) / turning)
-    ends = zip(process.path(t), process.path(s), rates, strict=True)
-    return Coefficients(*(torch.where(d == 0, rate, (a - b) / torch.where(d == 0, 1.0, d)) for a, b, rate in ends))
+    """(c_t - c_s) / (theta_t - theta_s) of alpha, beta and gamma, and dc/dtheta, by a difference, where t = s."""
+    theta = angle(process, t)
+    still = theta == angle(process, s)
+    near = [time(process, (theta.detach() + h).clamp(0, math.pi / 2)) for h in (_WIDTH, -_WIDTH)]
+    t, s = (torch.where(still, there, here) for there, here in zip(near, (t, s), strict=True))
+    distance = angle(process, t) - angle(process, s)
+    return Coefficients(*((a - b) / distance for a, b in zip(process.path(t), process.path(s), strict=True)))
