@@ -28,7 +28,7 @@ from sfumato.flow_map import FlowMap
 from sfumato.model import Model, compute_dtype
 from sfumato.objectives.angle_derivatives import WIDTH, derivative, turning, way_named
 from sfumato.objectives.taught import TaughtLoss, Teacher
-from sfumato.process import Interpolant, Spectral, added, angles, given
+from sfumato.process import Interpolant, Paired, Spectral, added, angles, given
 from sfumato.process.angles import angle, ended, moved, share, slope, time, turn, unit
 from sfumato.registry import register
 from sfumato.schedule import Time
@@ -144,8 +144,10 @@ class MapLoss(TaughtLoss, abc.ABC):
             same = (model.calls, model.gamma) == (self.calls, self.gamma)
             return model if same else FlowMap(inner, self.calls, self.gamma, model.form)
         pictures = getattr(getattr(model, "spec", None), "kind", None) == "image"
-        # what a network of pictures fails to take away of the noise is seen as grain: it had better not be asked to
-        student = FlowMap.student(model, self.calls, self.gamma, "ddim" if pictures else "mean")
+        # what a network of pictures fails to take away of the noise is seen as grain: it had better not be asked to;
+        # and of pairs the step of DDIM is nearly straight
+        form = "ddim" if pictures or isinstance(model.process, Paired) else "mean"
+        student = FlowMap.student(model, self.calls, self.gamma, form)
         student.spec = model.spec
         return student
 
