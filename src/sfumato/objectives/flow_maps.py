@@ -165,11 +165,13 @@ class MapLoss(TaughtLoss, abc.ABC):
     "all", or "data" for paths that all end at s = 0. calls: the numbers of calls that the map is for; every second path
     is a step of one of them. Held-out losses are mean square distances to the teacher's samples on the same noise, in
     units of sigma_data^2.
-    free: the share of paths that are not such steps; walked: the numbers of calls of held-out samples; gamma: the noise
-    that the student renews between calls. derives: whether the loss takes derivatives of the network in a time.
+    free: the share of paths that are not such steps; walked: the numbers of calls of held-out samples; theirs: the
+    purpose of the noise of the teacher's; gamma: the noise that the student renews between calls. derives: whether the
+    loss takes derivatives of the network in a time.
     """
 
     derives = False
+    theirs = noise.TRAIN_NOISE
 
     def __init__(
         self,
@@ -243,6 +245,13 @@ class MapLoss(TaughtLoss, abc.ABC):
         fine = inside(model, self.solution(model, batch, z))
         off = [square(inside(model, walk(model, z, calls, **batch.cond)) - fine) for calls in self.walked]
         return torch.stack(off).mean(0) / model.process.sigma_data**2
+
+    @torch.no_grad()
+    def pairs(self, model: FlowMap, batch: Any) -> tuple[Tensor, Tensor]:
+        """(held-out samples in the first number of calls, the teacher's), normalised, like x."""
+        theirs = self.solution(model, batch, self.start(model, batch, self.theirs))
+        ours = walk(model, self.start(model, batch, noise.TRAIN_NOISE), self.walked[0], **batch.cond)
+        return inside(model, ours), inside(model, theirs)
 
     def start(self, model: FlowMap, batch: Any, purpose: int) -> Tensor:
         """z at t = 1 of held-out samples, like x."""
