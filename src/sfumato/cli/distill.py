@@ -129,8 +129,8 @@ def table(rungs: Sequence[dict[str, Any]]) -> list[str]:
     known = {at: rung for at, rung in found.items() if rung.get("value") is not None}
     if known:
         name = next(iter(known.values()))["metric"].upper()
-        cells = {at: f"{r['value']:.3g}±{(r['high'] - r['low']) / 2:.1g}" for at, r in known.items()}
-        lines += _columns(f"{name} of these samples beside the fine solution's, 0 for one law, ± 95 %:", cells, 16)
+        cells = {at: f"{r['value']:.3g}±{(r['high'] - r['low']) / 2:.2g}" for at, r in known.items()}
+        lines += _columns(f"{name} of these samples beside the fine solution's, 0 for one law, ± 95 %:", cells, 18)
     return lines
 
 

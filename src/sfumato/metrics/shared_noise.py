@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato import features
 from sfumato.errors import SfumatoError
 from sfumato.intervals import Interval
-from sfumato.metrics.kernels import KID, MMD
+from sfumato.metrics.kernels import KID, MMD, Discrepancy
 from sfumato.metrics.reference import units
 
 
@@ -28,7 +28,8 @@ class OnSharedNoise:
         self.spec, self.features = spec, None
         if word != features.NUMBERS:
             self.features = features.build(word, spec.shape, spec.bounds)
-        self.name, self.metric = ("mmd", MMD()) if self.features is None else ("kid", KID())
+        self.metric: Discrepancy = MMD() if self.features is None else KID()
+        self.name = "mmd" if self.features is None else "kid"
 
     def seen(self, x: Tensor) -> Tensor:
         """Normalised samples (B, *shape) as rows (B, F), float64 on the CPU."""
