@@ -1,6 +1,7 @@
 """Distillation from a file alone: a run like any other, whose student comes near to its teacher's flow."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,24 @@ import pytest
 import torch
 
 import sfumato as sf
+from consoles import Heard
 from map_cases import LAW
+from sfumato import noise
 from sfumato.diagnostics.checks.of_paths import rising
 from sfumato.distillation import OF_PICTURES, _chosen, loss_named
 from sfumato.distributed import World
 from sfumato.flow_map import FlowMap
 from sfumato.folder import read
+from sfumato.objectives.flow_maps import Semigroup
 from sfumato.objectives.loss import Batch, Loss
-from sfumato.training.console import Silent
+from sfumato.training import State, TrainConfig
+from sfumato.training.config import from_yaml
+from sfumato.training.console import Console, Silent
 from sfumato.training.ladder import Rung, advice, ladder
 from sfumato.training.loop import Progress
 from sfumato.training.run import Interrupted
 from sfumato.training.session import Session
+from sfumato.training.validation import judge
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +66,44 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     assert "1, 2 or 4 calls" in " ".join(sf.serialization.describe(run.path))
     x = sf.sample(student, 64, label="left")
     assert (x[:, 0] < 0).float().mean() > 0.9
+    beside = {(rung["calls"], rung["how"]): rung for rung in kept["rungs"]}
+    assert {rung["metric"] for rung in kept["rungs"]} == {"mmd"} and "MMD, student" in page and "MMD beside" in page
+    assert (
+        beside[1, "student"]["high"] < beside[1, "default"]["low"] and f"{beside[2, 'student']['value']:.3g} (" in page
+    )
+    watched = [line for line in run.metrics if "valid_mmd" in line]
+    assert all(line["valid_mmd_low"] < line["valid_mmd"] < line["valid_mmd_high"] for line in watched)
+    assert all("valid_mmd" in line for line in run.metrics if "valid_ema" in line)
+    assert watched[-1]["valid_mmd_high"] < watched[0]["valid_mmd"]
     distances = [line["valid_ema"] for line in run.metrics if "valid_ema" in line]
     assert distances[-1] < 0.25 * distances[0] and distances[-1] < 4 * rungs[1, "student"] ** 2
+
+
+def test_a_student_is_watched_at_no_second_solve_of_its_teacher(teacher: sf.Denoiser) -> None:
+    """The metric takes the teacher's samples that the distance has, and one call of the student."""
+    loss, counts = Semigroup(teacher, "teacher", cut=0.1, calls=(1, 2)), {"teacher": 0, "student": 0}
+    student = FlowMap.student(teacher, (1, 2))
+    x, cond = torch.randn(20, 2), {"label": torch.arange(20) % 2}
+    config = TrainConfig(steps=10, batch=16, precision="float32")
+    measure = judge(State(student, config, loss), config, x, cond)
+
+    def count(name: str) -> Any:
+        return lambda *_: counts.__setitem__(name, counts[name] + 1)
+
+    handles = [
+        each.net.register_forward_hook(count(name)) for name, each in (("teacher", teacher), ("student", student))
+    ]
+    first = measure.measure(student, None)
+    parts = -(-len(measure.draws.index) // 16)
+    assert counts == {"teacher": 2 * 16 * parts, "student": (1 + 2 + 1) * parts}
+    found = measure.measure(student, None).further["mmd"]
+    assert counts == {"teacher": 2 * 16 * parts, "student": 2 * (1 + 2 + 1) * parts} and found == first.further["mmd"]
+    for each in handles:
+        each.remove()
+    said = first.to_dict()
+    assert said["valid_mmd"] == found.value and said["valid_mmd_low"] == found.low < found.high
+    assert f"mmd {found.value:.3g}±{found.half:.2g}" in Console()._validated(first)
+    assert not judge(State(student, config, Semigroup(calls=(1,))), config, x, cond).measure(student, None).further
 
 
 def test_a_resumed_run_is_the_same_run(teacher: sf.Denoiser, tmp_path: object) -> None:
@@ -279,6 +322,59 @@ def test_three_rises_near_the_lowest_are_no_divergence() -> None:
     assert not rising([1.0, 1.2, 1.4, 1.6, 1.9])
     assert rising([1.0, 1.2, 1.4, 1.6, 1.9, 2.1])
     assert not rising([1.0, 5.0, 4.0, 4.5, 5.0]) and not rising([1.0, 3.0, 9.0])
+
+
+def test_a_student_under_conditions_that_only_data_have_ends_with_a_ladder(tmp_path: Path) -> None:
+    """Numbers and classes of held-out samples; the same ladder as by hand under them."""
+    place, mass = np.random.default_rng(0), np.linspace(-20, 20, 400).astype(np.float32)
+    x = (mass[:, None] + place.normal(size=(400, 2))).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, mass=mass, labels=np.array([f"{k % 2}" for k in range(400)]))
+    words = {"sample_every": 0, "snapshots": 0, "console": Silent()}
+    file = sf.train(tmp_path / "data.npz", tmp_path / "teacher", net="tiny", steps=30, **words).path
+    with pytest.raises(sf.SfumatoError, match="whose values only data have"):
+        sf.distill(file, tmp_path / "no", steps=4, **words)
+    run = sf.distill(file, tmp_path / "student", tmp_path / "data.npz", steps=10, calls=(1, 2), **words)
+    kept = json.loads((run.path / "ladder.json").read_text())
+    teacher, source = sf.load(file), sf.data.open(tmp_path / "data.npz")
+    rows = source.split(run.config.holdout)[1]
+    assert kept["held_out"] == len(rows) > 10
+    rows = rows[noise.permutation(run.config.seed, 0, len(rows))][torch.arange(256) % len(rows)].numpy()
+    cond = {"mass": mass[rows], "label": [f"{k % 2}" for k in rows]}
+    assert [Rung(**rung) for rung in kept["rungs"]] == ladder(run.denoiser, teacher, (1, 2, 4, 8), **cond)
+    assert kept["rungs"] != [rung._asdict() for rung in ladder(run.denoiser, teacher, (1, 2, 4, 8), mass=0.0)]
+
+
+def test_two_stages_share_the_default_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the shares that given minutes have."""
+    monkeypatch.setattr("sfumato.training.config.budget", lambda samples, elements: samples * elements / 2e4)
+    net, x = sf.nets.MLP(2, 8, 1), torch.randn(200, 2)
+    model = sf.Denoiser(net, sf.Gaussian("flow"), spec=sf.data.DataSpec.fit(sf.data.open(x)))
+    words = {"method": "trajectory-consistency + direct-distillation(steps=1)", "calls": (1,), "console": Heard()}
+    words |= {"sample_every": 0, "snapshots": 0}
+    run = sf.distill(sf.save(model, tmp_path / "model.safetensors"), tmp_path / "run", x, **words)
+    first = from_yaml(str(run.path / "paths" / "config.yaml"))
+    assert math.isclose(first.minutes or 0, 0.4 * 0.02) and math.isclose(run.config.minutes or 0, 0.6 * 0.02)
+    assert any("40% of 0.02 minutes, chosen from the data size" in line for line in words["console"].said)
+    with pytest.raises(sf.SfumatoError, match="trained from files"):
+        sf.distill(model, tmp_path / "object", x, init=FlowMap.student(model), steps=5, **words)
+
+
+def test_advice_goes_by_the_metric_where_its_intervals_are_apart() -> None:
+    def rung(calls: int, how: str, rms: float, value: float) -> Rung:
+        return Rung(calls, how, rms, "kid", value, value - 0.1, value + 0.1)
+
+    near = [rung(1, "student", 0.1, 0.3), rung(1, "default", 0.9, 0.35), rung(2, "student", 0.3, 0.2)]
+    law = [*near, rung(2, "default", 0.2, 0.5), rung(4, "student", 0.1, 0.5), rung(4, "default", 0.2, 0.1)]
+    assert advice(near) == "The student is nearer with 1 or 2 calls."
+    assert advice(law) == (
+        "Take the student with 1 or 2 calls; with 4 calls take the teacher. With 2 or 4 calls this is by KID, whose "
+        "intervals are apart, against the distance."
+    )
+    assert advice(law[-2:]) == (
+        "With 4 calls take the teacher. With 4 calls this is by KID, whose intervals are apart, against the distance."
+    )
+    tuned = [rung(2, "student", 0.3, 0.2), rung(2, "default", 0.2, 0.5), rung(2, "tuned-2", 0.25, 0.3)]
+    assert "keep sampling it" in advice(tuned), "one way of the teacher may be as good"
 
 
 def test_advice_names_where_the_student_wins() -> None:

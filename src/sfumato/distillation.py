@@ -25,7 +25,7 @@ from sfumato.machine import default_cpu, device_of
 from sfumato.nets.layout import channels_last
 from sfumato.objectives.adversary import reads
 from sfumato.objectives.taught import TaughtLoss
-from sfumato.process import Masked
+from sfumato.process import Masked, Paired
 from sfumato.registry import Named, make, register
 from sfumato.training import Run, teacher_samples, train
 from sfumato.training.console import Console
@@ -34,14 +34,14 @@ from sfumato.training.ladder import advice as advice
 from sfumato.training.ladder import ladder as ladder
 from sfumato.training.run import own_modes
 from sfumato.training.session import Session
-from sfumato.training.stages import complete, student
+from sfumato.training.stages import STUDENT, complete, student
 
 AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
 OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
+OF_PAIRS = "direct-distillation"  # whose paths are of another scale near their source than elsewhere
 OF_PATHS = "path-distillation(paths={}, adversary=1)"  # of pictures of at most _KEPT numbers, by a U-Net
 _KEPT = 4096
 _PATHS, _HELD = 4096, 1 << 22  # paths that are kept, in memory and checkpoints, at most, and numbers of all their ends
-FIRST = 0.4  # of the budget, for the first of two stages
 TEACHER = "teacher.safetensors"  # in a run folder
 _KNOWN = 16  # digits of a hash
 _WORDS = (str, int, float, tuple, list, dict, type(None))  # settings that a file holds
@@ -69,16 +69,17 @@ def distill(
     data, in any form that `sf.train` takes; by default `samples` of its own samples, so that its file is enough: 4,096,
     or of a run in minutes as many as take a fifth of these (`teacher_samples.number`), which count beside them.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
-    on from where the first has led in FIRST of the budget; "auto" is what comes nearest to the teacher in equal time,
-    AUTO, of pictures OF_PICTURES, and of small ones of a U-Net OF_PATHS. init: a student, file or run, that is trained
-    further, in place of one that starts at the teacher. calls: the numbers of calls that the student is for. guidance,
-    interval: the scale of the teacher's guidance and its levels of logsnr, which the student then has for good, at no
-    second call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student, label="cat",
-    guidance_scale=2.5)`. settings: those of `sf.train`.
+    on from where the first has led in two fifths of the budget; "auto" is what comes nearest to the teacher in equal
+    time, AUTO, of pictures OF_PICTURES, and of small ones of a U-Net OF_PATHS. init: a student, file or run, that is
+    trained further, in place of one that starts at the teacher. calls: the numbers of calls that the student is for.
+    guidance, interval: the scale of the teacher's guidance and its levels of logsnr, which the student then has for
+    good, at no second call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student,
+    label="cat", guidance_scale=2.5)`. settings: those of `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
-    rising stops with an error. Its report ends with the ladder: the distance to the teacher's own fine solution by the
-    number of calls, of the student, the teacher and its tuned plans.
+    rising stops with an error; beside it a metric is measured, of the law of the samples (`metrics.shared_noise`). Its
+    report ends with the ladder: both, from the teacher's own fine solution, by the number of calls, of the student, the
+    teacher and its tuned plans.
     """
     name = "model"
     if isinstance(teacher, str | os.PathLike):
@@ -92,6 +93,11 @@ def distill(
             path = world.broadcast_result(lambda: _made(out, f"{name}-distilled", request, made))
             stages, given = in_words(path, teacher, data, *asked, world, request)
         if not all(isinstance(each, _WORDS) for settings in stages for each in settings.values()):
+            if len(stages) > 1:
+                raise SfumatoError(
+                    "A student in two stages is trained from files: save the model that it begins at (sf.save), give "
+                    "its path as init, and name what else is an object."
+                )
             complete(path, stages[-1]["loss"], settings.get("device", "auto"), console)
             return train(given, path, labels, **how, **stages[0])  # of objects, which no file keeps
         return student(path, stages, given, labels, how)
@@ -183,22 +189,22 @@ def _chosen(model: Any, world: World) -> str:
     """The method that "auto" stands for."""
     if isinstance(getattr(model, "process", None), Masked):
         return OF_MASKS
+    paired = isinstance(model.process, Paired)
     if getattr(model.spec, "kind", None) != "image":
-        return AUTO
+        return OF_PAIRS if paired else AUTO
     texts = any(isinstance(each, Text) for each in (declared(model) or {}).values())  # of several lengths
     numbers = math.prod(model.shape)
     if world.size > 1 or texts or numbers > _KEPT or not reads(model):
-        return OF_PICTURES
+        return OF_PAIRS if paired else OF_PICTURES
     return OF_PATHS.format(min(_PATHS, _HELD // numbers))
 
 
 def _budget(settings: dict[str, Any], stage: int) -> dict[str, Any]:
-    """A stage's share of the minutes or steps, if any are given."""
-    share = (FIRST, 1 - FIRST)[stage]
+    """A stage's share of the minutes or steps; without any, that of the default budget is known where it starts."""
     if (steps := settings.get("steps")) is not None:
-        first = max(1, round(FIRST * steps))
+        first = max(1, round(STUDENT[0] * steps))
         return {"steps": first if stage == 0 else max(1, steps - first)}
-    return {"minutes": share * settings["minutes"]} if settings.get("minutes") is not None else {}
+    return {"minutes": STUDENT[stage] * settings["minutes"]} if settings.get("minutes") is not None else {}
 
 
 def guided(model: Any, guidance: Any, interval: tuple[float, float] | None) -> Any:

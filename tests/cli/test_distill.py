@@ -28,7 +28,9 @@ def test_a_student_from_a_file(call, models, workplace):
     done = json.loads(out.splitlines()[-1])
     assert done["event"] == "done" and {rung["calls"] for rung in done["ladder"]} == {1, 2, 4, 8}
     assert {rung["how"] for rung in done["ladder"]} == {"student", "default"}
-    assert "Distance to the model's own fine solution" in err
+    assert "Distance to the model's own fine solution" in err and "MMD of these samples beside" in err
+    (one,) = [rung for rung in done["ladder"] if rung["calls"] == 1 and rung["how"] == "student"]
+    assert f"{one['value']:.3g}±{(one['high'] - one['low']) / 2:.2g}" in err
     status, out, err = call("sample", "few", "-n", "3", "-o", "x.npy", "--json")
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["manifest"]["calls"] == 2

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from sfumato.diagnostics.plots import BLUE, ORANGE, Line, chart
+from sfumato.diagnostics.plots import BLUE, ORANGE, Line, Panel, chart, charts
 
 NS = "{http://www.w3.org/2000/svg}"
 QUIET = "#5f6b77"  # of the labels of ticks
@@ -106,6 +106,20 @@ def test_the_span_of_an_axis():
     """A single point keeps its place on an axis that others share."""
     drawn = Drawn(chart([Line("a", [0], [5.0], BLUE)], "x", "y", span=(-2.0, 2.0)))
     assert {-2, -1, 0, 1, 2} <= set(drawn.ticks["x"])
+
+
+def test_panels_share_their_legend():
+    """Two axes with the curves of each, whose names stand once; a panel without a point is left out."""
+    ways = [Line("student", [1, 2], [3.0, 4.0], BLUE), Line("teacher", [1, 2], [5.0, 6.0], ORANGE)]
+    whole = ElementTree.fromstring(charts([Panel("distance", ways), Panel("law", ways[:1])], "calls", log=True))
+    words = [text.text for text in whole.iter(NS + "text")]
+    assert [words.count(name) for name in ("calls", "distance", "law", "student", "teacher")] == [2, 1, 1, 1, 1]
+    curves = [path.get("style") for path in whole.iter(NS + "path") if path.get("clip-path")]
+    assert (
+        sum(f"stroke: {BLUE}" in style for style in curves) == 2 and sum(f"stroke: {ORANGE}" in s for s in curves) == 1
+    )
+    assert charts([Panel("distance", ways), Panel("law", [])], "calls") == chart(ways, "calls", "distance")
+    assert charts([Panel("law", [])], "calls") is None
 
 
 def test_a_drawing_is_the_same_whatever_the_caller_has_set():

@@ -8,11 +8,19 @@ import torch
 
 import sfumato as sf
 from map_cases import LAW, ExactMap, batch
-from sfumato.conditions import Conditions
+from sfumato.conditions import Conditions, Given
 from sfumato.distillation import loss_named
 from sfumato.flow_map import FlowMap
 from sfumato.objectives.flow_maps import Path
-from sfumato.objectives.laws import DistributionMatching, LawLoss, MomentMatching, ScoreIdentity, carried, energy
+from sfumato.objectives.laws import (
+    DistributionMatching,
+    LawLoss,
+    MomentMatching,
+    ScoreIdentity,
+    carried,
+    conditions,
+    energy,
+)
 from sfumato.process.angles import angle, time, unit
 from sfumato.registry import names
 from sfumato.training import State, TrainConfig, fit
@@ -149,6 +157,50 @@ def test_held_out_samples_are_compared_as_a_law() -> None:
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
     assert math.isclose(float(energy(x, y).mean()), 2 * (0.5**2 * 2))  # the distributions differ by 1/2 from 1 to 3
     assert float(energy(x, x).abs().max()) == 0
+
+
+def test_classes_that_are_exchanged_are_seen() -> None:
+    """A student that draws each class in the place of the other has the teacher's samples, and not its law of samples
+    and classes; in classes, in numbers and in tokens."""
+    process = sf.Gaussian("flow")
+    law = sf.exact.GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], [[[0.1]], [[0.1]]], labels=[0, 1])
+
+    class OfClasses(ExactMap):
+        exchanged = False
+
+        def mean(self, z: torch.Tensor, t: torch.Tensor, s: torch.Tensor, **cond: Any) -> torch.Tensor:
+            own = cond["label"] != int(self.exchanged)
+            each = [sf.exact.GaussianMixture([1.0], [[at]], [[[0.1]]]) for at in (-2.0, 2.0)]
+            off, on = (ExactMap(one, process).mean(z, t, s) for one in each)
+            return torch.where(own[:, None], on, off)
+
+    some, student = batch(law, 64), OfClasses(law, process)
+    some.cond = Conditions({"label": torch.arange(64) % 2})
+    loss = DistributionMatching(law.denoiser(process))
+    right = float(loss.held(student, some).mean())  # type: ignore[arg-type]
+    student.exchanged = True
+    wrong = float(loss.held(student, some).mean())  # type: ignore[arg-type]
+    assert right < 0.1 and wrong > 0.5, (right, wrong)
+    x, label = torch.tensor([[-2.0], [2.0]]).repeat(16, 1), torch.arange(32) % 2
+    tokens = Given(label[:, None, None].float().expand(32, 3, 2) * 1.0, torch.ones(32, 3, dtype=torch.bool))
+    for cond in ({"label": label}, {"n": (2.0 * label - 1)[:, None]}, {"n": tokens, "m": (label * 2.0)[:, None]}):
+        told = conditions(Conditions(cond), 1.0)
+        assert float(energy(x, x.flip(0)).abs().max()) < 1e-9 < 0.1 < float(energy(x, x.flip(0), told).mean())
+        assert float(energy(x, x, told).abs().max()) < 1e-9
+    assert conditions(Conditions({}), 1.0) is None
+
+
+def test_rows_of_conditions_are_as_far_apart_as_samples() -> None:
+    source, numbers = torch.Generator().manual_seed(0), 64
+    x = torch.randn(500, numbers, generator=source)
+    told = conditions(Conditions({"n": torch.randn(500, 7, generator=source)}), 1.0)
+    assert told is not None
+    apart = [torch.nn.functional.pdist(each.double()).square().mean() for each in (x, math.sqrt(numbers) * told)]
+    assert abs(float(apart[0] / apart[1]) - 1) < 0.1
+    classes = conditions(Conditions({"label": torch.arange(3)}), 1.0)
+    assert classes is not None and torch.allclose(
+        torch.nn.functional.pdist(classes), torch.tensor(math.sqrt(2)).double()
+    )
 
 
 def test_the_score_identity_leads_to_the_teachers_law() -> None:

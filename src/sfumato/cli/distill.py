@@ -122,16 +122,24 @@ def climbed(ladder: dict[str, Any] | None) -> list[str]:
 
 
 def table(rungs: Sequence[dict[str, Any]]) -> list[str]:
-    """A ladder as lines of text."""
-    ways = list(dict.fromkeys(rung["how"] for rung in rungs))
-    found = {(rung["calls"], rung["how"]): rung["rms"] for rung in rungs}
-    lines = [
-        "", "Distance to the model's own fine solution on the same noise, in standard deviations of the data:",
-        "  calls" + "".join(f"{way:>12}" for way in ways),
-    ]  # fmt: skip
-    for count in sorted({rung["calls"] for rung in rungs}):
-        cells = (f"{found[count, way]:>12.3f}" if (count, way) in found else f"{'-':>12}" for way in ways)
-        lines.append(f"{count:>7}" + "".join(cells))
+    """A ladder as lines of text: the distances, and the metric with half the width of its interval."""
+    found = {(rung["calls"], rung["how"]): rung for rung in rungs}
+    title = "Distance to the model's own fine solution on the same noise, in standard deviations of the data:"
+    lines = _columns(title, {at: f"{rung['rms']:.3f}" for at, rung in found.items()}, 12)
+    known = {at: rung for at, rung in found.items() if rung.get("value") is not None}
+    if known:
+        name = next(iter(known.values()))["metric"].upper()
+        cells = {at: f"{r['value']:.3g}±{(r['high'] - r['low']) / 2:.2g}" for at, r in known.items()}
+        lines += _columns(f"{name} of these samples beside the fine solution's, 0 for one law, ± 95 %:", cells, 18)
+    return lines
+
+
+def _columns(title: str, cells: dict[tuple[int, str], str], width: int) -> list[str]:
+    """A table of cells by (number of calls, way)."""
+    ways = list(dict.fromkeys(way for _, way in cells))
+    lines = ["", title, "  calls" + "".join(f"{way:>{width}}" for way in ways)]
+    for count in sorted({count for count, _ in cells}):
+        lines.append(f"{count:>7}" + "".join(f"{cells.get((count, way), '-'):>{width}}" for way in ways))
     return lines
 
 

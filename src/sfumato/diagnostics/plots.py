@@ -24,7 +24,7 @@ Values = Sequence[float | None] | np.ndarray
 
 
 class Line(NamedTuple):
-    """A curve: its name, its points (None or nan if unknown), and the standard error of each y.
+    """A curve: its name, its points (None or nan if unknown), and half the bar of each y, such as its standard error.
 
     colour, dashes: as in matplotlib; dots: whether to mark the points, as for measurements.
     """
@@ -38,6 +38,13 @@ class Line(NamedTuple):
     dashes: str = "-"
 
 
+class Panel(NamedTuple):
+    """Curves over one x axis; up: the label of the y axis."""
+
+    up: str
+    lines: Sequence[Line]
+
+
 def chart(
     lines: Sequence[Line], across: str, up: str, log: bool = False, span: tuple[float, float] | None = None
 ) -> str | None:
@@ -46,27 +53,42 @@ def chart(
     A linear y axis starts at 0 if no point lies below; a logarithmic one shows only positive points. span: the ends of
     the x axis, by default those of the points. The frame fits the points; error bars may leave it.
     """
-    lines = [drawn for line in lines if len((drawn := _drawable(line, log)).x)]
-    if not lines:
+    return charts([Panel(up, lines)], across, log, span)
+
+
+def charts(
+    panels: Sequence[Panel], across: str, log: bool = False, span: tuple[float, float] | None = None
+) -> str | None:
+    """As `chart`, of panels side by side, whose curves of one name have one colour and one entry in the legend."""
+    drawn = [Panel(up, [each for line in lines if len((each := _drawable(line, log)).x)]) for up, lines in panels]
+    drawn = [panel for panel in drawn if panel.lines]
+    if not drawn:
         return None
     from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", _SETTINGS]):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        axes: Any = figure.subplots()
-        axes.set(xlabel=across, ylabel=up)
-        for line in lines:
-            marker = "o" if line.dots or len(line.x) == 1 else None
-            axes.plot(line.x, line.y, color=line.colour, ls=line.dashes, marker=marker, label=line.name)
-        _frame(axes, log, span)
-        for line in lines:
-            if line.errors is not None:
-                axes.errorbar(line.x, line.y, line.errors, fmt="none", ecolor=line.colour, elinewidth=1.2, alpha=0.7)
-        figure.legend(loc="outside lower center", ncols=2)
+        figure = Figure(figsize=(_SIZE[0] * len(drawn), _SIZE[1]), layout="constrained")
+        named: dict[str, Any] = {}
+        for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+            _plot(axes, panel, across, log, span)
+            handles, labels = axes.get_legend_handles_labels()
+            named = dict(zip(labels, handles, strict=True)) | named
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2 * len(drawn))
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(written.getvalue(), f"{up} over {across}")
+    return _inline(written.getvalue(), f"{', '.join(panel.up for panel in drawn)} over {across}")
+
+
+def _plot(axes: Any, panel: Panel, across: str, log: bool, span: tuple[float, float] | None) -> None:
+    axes.set(xlabel=across, ylabel=panel.up)
+    for line in panel.lines:
+        marker = "o" if line.dots or len(line.x) == 1 else None
+        axes.plot(line.x, line.y, color=line.colour, ls=line.dashes, marker=marker, label=line.name)
+    _frame(axes, log, span)
+    for line in panel.lines:
+        if line.errors is not None:
+            axes.errorbar(line.x, line.y, line.errors, fmt="none", ecolor=line.colour, elinewidth=1.2, alpha=0.7)
 
 
 def _drawable(line: Line, log: bool) -> Line:

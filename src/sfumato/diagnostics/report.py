@@ -15,7 +15,7 @@ from sfumato import __version__, folder
 from sfumato.data import DataSpec
 from sfumato.data.text import printable
 from sfumato.diagnostics import board_page, examples, summary
-from sfumato.diagnostics.plots import BLUE, GREEN, ORANGE, PURPLE, Line, chart
+from sfumato.diagnostics.plots import BLUE, GREEN, ORANGE, PURPLE, Line, Panel, chart, charts
 from sfumato.diagnostics.summary import Facts
 from sfumato.files import write_text
 from sfumato.progress import clock
@@ -62,6 +62,7 @@ def write(
         samples=_samples(run),
         texts=_texts(run),
         losses=_losses(lines),
+        watched=_watched(lines),
         ladder=_ladder(run / LADDER),
         commands=_commands(run, model, settings, facts),
         settings=_settings(settings, meanings, model),
@@ -99,20 +100,40 @@ def _encoded(picture: Path) -> str:
 
 
 def _ladder(path: Path) -> Facts | None:
-    """The table of a ladder, {"ways", "rows": [(calls, distances)], "advice", "chart"}; None without one."""
+    """The table of a ladder, {"heads", "rows": [(calls, cells)], "samples", "metric", "advice", "chart"}; None without
+    one."""
     if not path.is_file():
         return None
     facts = json.loads(path.read_text(encoding="utf-8"))
-    found = {(rung["calls"], rung["how"]): rung["rms"] for rung in facts["rungs"]}
-    ways = list(dict.fromkeys(how for _, how in found))
-    calls = sorted({count for count, _ in found})
-    curves = []
-    for way, colour in zip(ways, cycle((BLUE, ORANGE, GREEN, PURPLE)), strict=False):
-        at = [count for count in calls if (count, way) in found]
-        curves.append(Line(way, at, [found[count, way] for count in at], colour, True))
-    rows = [(count, [found.get((count, way)) for way in ways]) for count in calls]
-    drawn = chart(curves, "calls of the network", "distance, in deviations of the data", log=True)
-    return {"ways": ways, "rows": rows, "advice": facts["advice"], "chart": drawn}
+    found = {(rung["calls"], rung["how"]): rung for rung in facts["rungs"]}
+    ways, calls = list(dict.fromkeys(how for _, how in found)), sorted({count for count, _ in found})
+    metric, heads, panels = _metric(facts["rungs"]), list[str](), list[Panel]()
+    rows: list[tuple[int, list[str]]] = [(count, []) for count in calls]
+    for what, name in [("distance, in deviations of the data", "rms"), *([(metric, "value")] if metric else [])]:
+        lines = []
+        for way, colour in zip(ways, cycle((BLUE, ORANGE, GREEN, PURPLE)), strict=False):
+            each = {n: found[n, way] for n in calls if found.get((n, way), {}).get(name) is not None}
+            bars = None if name == "rms" else [(rung["high"] - rung["low"]) / 2 for rung in each.values()]
+            lines.append(Line(way, list(each), [rung[name] for rung in each.values()], colour, True, bars))
+            heads.append(way if name == "rms" else f"{metric}, {way}")
+            for count, cells in rows:
+                cell = (
+                    ""
+                    if count not in each
+                    else f"{each[count][name]:.3f}"
+                    if bars is None
+                    else summary.figure(each[count])
+                )
+                cells.append(cell)
+        panels.append(Panel(what, lines))
+    drawn = charts(panels, "calls of the network", log=True)
+    kept = {"samples": facts["samples"], "advice": facts["advice"]}
+    return {"heads": heads, "rows": rows, "metric": metric, "chart": drawn, **kept}
+
+
+def _metric(rungs: Sequence[Facts]) -> str:
+    """The name of the metric of a ladder; "" without one."""
+    return next((rung["metric"].upper() for rung in rungs if rung.get("metric")), "")
 
 
 def _losses(lines: Sequence[Facts]) -> str | None:
@@ -131,6 +152,18 @@ def _losses(lines: Sequence[Facts]) -> str | None:
         Line("validation, moving average", *points("valid_ema"), BLUE, True),
     ]
     return chart(curves, "samples seen", "loss per element", log=True)
+
+
+def _watched(lines: Sequence[Facts]) -> tuple[str, str | None] | None:
+    """(name, chart over the run) of the metric of a student beside its teacher; None of other runs."""
+    name = next((name for line in lines for name in ("kid", "mmd") if f"valid_{name}" in line), None)
+    if name is None:
+        return None
+    key = f"valid_{name}"
+    found = [line for line in lines if key in line]
+    bars = [(line[f"{key}_high"] - line[f"{key}_low"]) / 2 for line in found]
+    curve = Line("student", [line["samples"] for line in found], [line[key] for line in found], BLUE, True, bars)
+    return name.upper(), chart([curve], "samples seen", name.upper(), log=True)
 
 
 def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts: Facts | None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -21,6 +21,7 @@ from sfumato.diagnostics.draws import Draws, Trivial, plain
 from sfumato.diagnostics.gradients import measure
 from sfumato.diagnostics.triples import Triples
 from sfumato.distributed import ALONE, World
+from sfumato.intervals import Interval
 from sfumato.objectives import Objective
 from sfumato.objectives.loss import Batch, Levels, one_a_sample
 from sfumato.process import Gaussian
@@ -40,6 +41,7 @@ class Validation:
     their middle; loss_raw, loss_ema and loss_trivial, the unweighted E|eps - eps_hat|^2 per number; ..._stderr,
     standard errors; in some validations grad_square and grad_variance, unbiased |G|^2 and tr Sigma of the raw weights,
     grad_norm and noise_scale. gradient: |G|^2 and tr Sigma of the whole objective. triples: the individual losses.
+    further: other figures by name, logged as `valid_...`.
     """
 
     logsnr: list[float] | None
@@ -49,17 +51,20 @@ class Validation:
     board: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     gradient: tuple[float, float] | None = None
     triples: Triples | None = None
+    further: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The bins and their means, as plain values for JSON."""
         losses = {"raw": self.raw, "ema": self.ema, "trivial": self.trivial}
-        means: dict[str, Any] = {f"valid_{name}": _mean(found) for name, found in losses.items() if found is not None}
+        means: dict[str, Any] = {f"valid_{name}": _mean(each) for name, each in losses.items() if each is not None}
         if self.gradient is not None:
             square, variance = self.gradient
             scale = variance / square if square > 0 else None
             means |= {"valid_grad_square": square, "valid_grad_variance": variance, "valid_noise_scale": scale}
         if self.triples is not None:
             means |= self.triples.to_dict()
+        for name, found in self.further.items():
+            means |= {f"valid_{name}": found.value, f"valid_{name}_low": found.low, f"valid_{name}_high": found.high}
         bins = {} if self.logsnr is None else {"logsnr": self.logsnr, **losses, **self.board}
         return {**means, **{f"bins_{name}": values for name, values in bins.items()}}
 
@@ -104,6 +109,7 @@ class Validator:
     """Measures a loss on fixed draws, at places u that fill (0, 1) evenly."""
 
     factor: Tensor | float = 1.0  # of each draw's loss, as training counts it
+    further: Callable[[Any, World], Mapping[str, Interval]] | None = None  # what else is measured of the weights to use
 
     def __init__(self, loss: Any, draws: Draws, beside: Draws | None) -> None:
         """beside: training samples under the noise and the levels of the held-out ones."""
@@ -123,20 +129,19 @@ class Validator:
         models = {"raw": raw} | ({} if ema is None else {"ema": ema})
         losses = {name: self._losses(self.draws, model, world) for name, model in models.items()}
         found = self._validation(losses, raw, None if first is None else (first, depth), world)
+        best = raw if ema is None else ema
         if self.beside is not None:
-            losses["train"] = self._losses(self.beside, raw if ema is None else ema, world)
+            losses["train"] = self._losses(self.beside, best, world)
         weighted = {name: self.factor * each for name, each in losses.items()}
         levels = self.draws.levels
+        found = dataclasses.replace(found, further={} if self.further is None else self.further(best, world))
         return dataclasses.replace(found, triples=Triples(self.draws.row, self.draws.index % levels, levels, weighted))
 
     def _losses(self, draws: Draws, model: Any, world: World) -> Tensor:
         """The loss of each draw, float64, without the factor."""
 
         def held(part: Tensor) -> Tensor:
-            row = draws.row[part]
-            # indices beyond those of training, so that the noise is new
-            batch = Batch(draws.x[row], draws.cond.rows(row), part + _HELD_OUT, draws.t[part])
-            return one_a_sample(self.loss.held(model, batch), len(part), self.loss, "held", trains=False)
+            return one_a_sample(self.loss.held(model, taken(draws, part)), len(part), self.loss, "held", trains=False)
 
         return draws.each(model, held, world)
 
@@ -146,6 +151,13 @@ class Validator:
         """The mean losses; gradients: (number of the first draw, depth), or None not to measure them."""
         means = {name: [float(each.mean())] for name, each in losses.items()}
         return Validation(None, means["raw"], means.get("ema"), None)
+
+
+def taken(draws: Draws, part: Tensor) -> Batch:
+    """The draws with these numbers, as a loss takes them."""
+    row = draws.row[part]
+    # indices beyond those of training, so that the noise is new
+    return Batch(draws.x[row], draws.cond.rows(row), part + _HELD_OUT, draws.t[part])
 
 
 @final

@@ -144,11 +144,14 @@ class Reference:
 
     def _in_units(self, found: Tensor) -> Tensor:
         """Features with mean 0 and deviation 1 over the real half, which is seen first."""
-        if "units" not in self._spaces:
-            std = found.std(0)
-            self._spaces["units"] = found.mean(0), torch.where(std > 0, std, 1.0)
-        mean, std = self._spaces["units"]
+        mean, std = self._spaces.setdefault("units", units(found))
         return (found - mean) / std
+
+
+def units(found: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, deviation) of features (n, F), 1 for those without any."""
+    std = found.std(0)
+    return found.mean(0), torch.where(std > 0, std, 1.0)
 
 
 def digest(source: Source, rows: Tensor) -> str:

@@ -99,6 +99,11 @@ def inside(model: Any, x: Tensor) -> Tensor:
     return x if spec is None or spec.bounds is None else spec.inside(x)
 
 
+def samples(model: Any, z: Tensor) -> Tensor:
+    """The normalised samples of clean states z, `inside` their bounds, (B, *shape)."""
+    return inside(model, model.process.table(z))
+
+
 class MapLoss(TaughtLoss, abc.ABC):
     """A loss of flow maps: draws paths, and compares the map's means with targets.
 
@@ -107,11 +112,13 @@ class MapLoss(TaughtLoss, abc.ABC):
     "all", or "data" for paths that all end at s = 0. calls: the numbers of calls that the map is for; every second path
     is a step of one of them. Held-out losses are mean square distances to the teacher's samples on the same noise, in
     units of sigma_data^2.
-    free: the share of paths that are not such steps; walked: the numbers of calls of held-out samples; gamma: the noise
-    that the student renews between calls. derives: whether the loss takes derivatives of the network in a time.
+    free: the share of paths that are not such steps; walked: the numbers of calls of held-out samples; theirs: the
+    purpose of the noise of the teacher's; gamma: the noise that the student renews between calls. derives: whether the
+    loss takes derivatives of the network in a time.
     """
 
     derives = False
+    theirs = noise.TRAIN_NOISE
 
     def __init__(
         self,
@@ -185,10 +192,16 @@ class MapLoss(TaughtLoss, abc.ABC):
         if self.teacher is None:
             return self.losses(model, batch)
         z = self.start(model, batch, noise.TRAIN_NOISE)
-        table = model.process.table
-        fine = inside(model, table(self.solution(model, batch, z)))
-        off = [square(inside(model, table(walk(model, z, calls, **batch.cond))) - fine) for calls in self.walked]
+        fine = samples(model, self.solution(model, batch, z))
+        off = [square(samples(model, walk(model, z, calls, **batch.cond)) - fine) for calls in self.walked]
         return torch.stack(off).mean(0) / float(_deviation(model.process).square().mean())
+
+    @torch.no_grad()
+    def pairs(self, model: FlowMap, batch: Any) -> tuple[Tensor, Tensor]:
+        """(held-out samples in the first number of calls, the teacher's), normalised, like x."""
+        theirs = self.solution(model, batch, self.start(model, batch, self.theirs))
+        ours = walk(model, self.start(model, batch, noise.TRAIN_NOISE), self.walked[0], **batch.cond)
+        return samples(model, ours), samples(model, theirs)
 
     def start(self, model: FlowMap, batch: Any, purpose: int) -> Tensor:
         """z at t = 1 of held-out samples, like x."""

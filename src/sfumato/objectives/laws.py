@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sfumato import noise, trees
 from sfumato.belief import Estimate, broadcast
 from sfumato.compose import Rescheduled, Wrapped
+from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError, whole
 from sfumato.flow_map import UNTIL, FlowMap, heard, renews
 from sfumato.model import Denoiser
@@ -50,11 +51,12 @@ class LawLoss(MapLoss):
     the end. fake: the denoiser of the student's samples, whose network hears, where a map's hears the end of a path,
     its start. turns: its steps for each of the student's, since it has to follow the samples; both need small steps.
     Held-out losses are the shares of samples in `energy`, from the teacher's on other noise, as these samples may leave
-    its paths.
+    its paths; each stands beside its conditions, so that the laws within classes are compared.
     """
 
     settings: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "lr": 1e-3}
     between = True  # whether ends may lie between noise and data
+    theirs = noise.PROBE
 
     def __init__(
         self,
@@ -125,9 +127,10 @@ class LawLoss(MapLoss):
 
     @torch.no_grad()
     def held(self, model: FlowMap, batch: Any) -> Tensor:
-        theirs = self.solution(model, batch, self.start(model, batch, noise.PROBE))
+        theirs = self.solution(model, batch, self.start(model, batch, self.theirs))
         z = self.start(model, batch, noise.TRAIN_NOISE)
-        off = [energy(walk(model, z, calls, **batch.cond), theirs) for calls in self.walked]
+        told = conditions(batch.cond, model.process.sigma_data)
+        off = [energy(walk(model, z, calls, **batch.cond), theirs, told) for calls in self.walked]
         return torch.stack(off).mean(0) / model.process.sigma_data
 
     def samples(self, model: FlowMap, path: Path) -> Tensor:
@@ -171,15 +174,34 @@ def _numbers(path: Path) -> tuple[int, ...]:
     return tuple(path.number.tolist())
 
 
-def energy(x: Tensor, y: Tensor) -> Tensor:
+def energy(x: Tensor, y: Tensor, told: Tensor | None = None) -> Tensor:
     """2 mean_j |x_i - y_j| - mean_j |x_i - x_j| - mean_j |y_i - y_j|, each a root mean square of numbers, (B,).
 
     Their mean is the energy distance of the two sets (Szekely and Rizzo 2013): at least 0, and on average 2 / B of
-    E|x - x'| for sets of one law.
+    E|x - x'| for sets of one law. told: rows (B, k) that stand beside the numbers of both, each as a root mean square
+    of numbers; the laws of numbers and rows together are then compared.
     """
     a, b = x.flatten(1).double(), y.flatten(1).double()
+    scale = math.sqrt(a.shape[1])
+    if told is not None:
+        a, b = (torch.cat((each, scale * told), 1) for each in (a, b))
     near = [torch.cdist(p, q).mean(1) for p, q in ((a, b), (a, a), (b, b))]
-    return (2 * near[0] - near[1] - near[2]) / math.sqrt(a.shape[1])
+    return (2 * near[0] - near[1] - near[2]) / scale
+
+
+def conditions(cond: Conditions, unit: float) -> Tensor | None:
+    """Conditions as rows (B, k), float64, for `energy`: two of them are as far apart as two samples of a deviation of
+    `unit`, a root mean square of sqrt(2) units, of numbers on average; None without any."""
+    parts = []
+    for name in cond:
+        given = cond.given(name)
+        values = given.values.double()
+        if given.is_label:
+            values = (given.values[:, None] == given.values.unique()).double()
+        elif given.present.ndim == 2:  # tokens, of which as many count as there are
+            values = values.sum(1) / given.present.sum(1).clamp_min(1)[:, None]
+        parts.append(values.flatten(1) / (1 if given.is_label else math.sqrt(values[0].numel())))
+    return unit * torch.cat(parts, 1) if parts else None
 
 
 def carried(process: Any, path: Path, x: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

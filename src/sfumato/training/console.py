@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from sfumato.diagnostics.triples import Triples, trend
 from sfumato.diagnostics.validation import Validation
 from sfumato.errors import shown
+from sfumato.intervals import Interval
 from sfumato.progress import QUIET_SECONDS, CountBar, Listener, clock
 from sfumato.streams import lasting
 from sfumato.training.loop import Progress
@@ -54,14 +55,16 @@ class Console:
         return f"{loss}{progress.rate:,.0f} samples/s  data-wait {self._wait:.0%}"
 
     def _validated(self, validation: Validation) -> str:
-        """The hold-out loss, half the width of its interval, and the trend since the previous validation."""
+        """The hold-out loss, half the width of its interval, the trend since the previous validation, and further
+        figures."""
+        further = "".join(f"  {name} {each.value:.3g}{_half(each)}" for name, each in validation.further.items())
         now, before = validation.triples, self._triples
         if now is None:
-            return f"  valid {validation.best:.4f}"
-        half, self._triples = now.interval().half, now
+            return f"  valid {validation.best:.4f}{further}"
+        self._triples = now
         change = None if before is None else now.change(before)
         since = "" if change is None else f" {trend(change)}"
-        return f"  valid {validation.best:.4f}{f'±{half:.2g}' if math.isfinite(half) else ''}{since}"
+        return f"  valid {validation.best:.4f}{_half(now.interval())}{since}{further}"
 
     def _draw(self, progress: Progress) -> None:
         if self._bar is None:
@@ -79,6 +82,11 @@ class Console:
             self._bar.close()
             self._bar = None
         self._loss, self._valid, self._triples = None, "", None  # another stage may follow, which has its own
+
+
+def _half(interval: Interval) -> str:
+    """Half the width of an interval, if it is finite."""
+    return f"±{interval.half:.2g}" if math.isfinite(interval.half) else ""
 
 
 class Silent(Console):

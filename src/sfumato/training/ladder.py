@@ -1,4 +1,5 @@
-"""The ladder: the distance of samples to the teacher's own fine solution, by the number of calls."""
+"""The ladder: the distance of samples to the teacher's own fine solution, and a metric beside it, by the number of
+calls."""
 
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfumato import folder, serialization
-from sfumato.conditions import declared
+from sfumato import folder, noise, serialization
+from sfumato.conditions import declared, unfolded
 from sfumato.diagnostics import report
 from sfumato.errors import counted
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
 from sfumato.guidance import SCALE, GuidedByCondition
+from sfumato.metrics.shared_noise import OnSharedNoise
 from sfumato.objectives.flow_maps import inside
+from sfumato.process import Interpolant
 from sfumato.progress import counting
 from sfumato.sample_checks import samples_of
 from sfumato.sampling import sample
@@ -26,6 +29,7 @@ from sfumato.training.session import Hook, Session
 
 FINE = 64  # steps of the solve that distances are measured from
 SHOWN, LARGE = 256, 64  # noises of a distance, and of samples of as many numbers and more
+_OF_PAIRS = 256, "ancestral(eta=0)"  # of first order
 CALLS = (1, 2, 4, 8)
 FIRST = "paths"  # in the folder of a student in two stages, the run of the first
 
@@ -34,12 +38,17 @@ class Rung(NamedTuple):
     """The distance of `shown` samples from the teacher's fine solve on the same noise, at one number of calls.
 
     calls; how: "student", "default" or the name of the teacher's stored plan; rms: root mean square difference, in
-    standard deviations of the data.
+    standard deviations of the data. metric, value, low, high: the name of a metric of these samples beside those of the
+    fine solve (`metrics.shared_noise`), kid or mmd, and its 95 % interval; None where it says nothing.
     """
 
     calls: int
     how: str
     rms: float
+    metric: str | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def shown(model: Any) -> int:
@@ -68,14 +77,16 @@ def scales(teacher: Any) -> list[float]:
 
 @torch.no_grad()
 def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int = 1, **cond: Any) -> list[Rung]:
-    """How far samples are from the teacher's solution of the ODE on shared noise, for each number of calls: the
-    student, the teacher's default solver, and the plans stored in its file.
+    """How far samples are from the teacher's solution of the ODE on shared noise, for each number of calls, and how far
+    their law is from its law: of the student, the teacher's default solver, and the plans stored in its file.
 
-    The solution is the teacher's own, by FINE steps of Heun's method. cond: conditions, one value or one for each of
+    The solution is the teacher's own, by FINE steps of Heun's method, of an interpolant by four times as many of its own. cond: conditions, one value or one for each of
     the `shown` samples; by default each class in its turn.
     """
     number = shown(teacher)
-    cond = cond or in_turn(teacher, number)
+    cond = dict(unfolded(cond)) or in_turn(teacher, number)
+
+    pairs = isinstance(teacher.process, Interpolant)  # whose ODE is a solver of its own
 
     def states(model: Any, steps: int, solver: Any = None, whose: str = "") -> Tensor:
         with samples_of(whose):
@@ -85,35 +96,59 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     with counting("The model's own fine solution, calls of its network") as count, ExitStack() as stack:
         if isinstance(net := getattr(teacher, "net", None), nn.Module):
             stack.callback(net.register_forward_pre_hook(lambda *_: count()).remove)
-        fine = states(teacher, FINE, "heun", "The model's own fine solution")
-    scale = float(fine.square().mean().sqrt())
+        fine = states(teacher, *(_OF_PAIRS if pairs else (FINE, "heun")), "The model's own fine solution")
+    scale, compare = float(fine.square().mean().sqrt()), OnSharedNoise(getattr(teacher, "spec", None))
+    seen = compare.seen(fine)
     plans: Mapping[str, Any] = getattr(teacher, "plans", {}) or {}
     rungs = []
     for each in calls:
         ways: dict[str, tuple[Any, int, Any]] = {
             "student": (student, each, None),
-            "default": (teacher, each, "multistep"),
+            "default": (teacher, each, _OF_PAIRS[1] if pairs else "multistep"),
         }
         ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == each}
         for how, (model, steps, solver) in ways.items():
             whose = f"The student in {counted(each, 'call')}" if how == "student" else ""  # the distance says it
-            off = (states(model, steps, solver, whose) - fine).square().mean().sqrt()
-            rungs.append(Rung(each, how, float(off) / scale))
+            found = states(model, steps, solver, whose)
+            rms, beside = float((found - fine).square().mean().sqrt()) / scale, compare(compare.seen(found), seen)
+            rungs.append(Rung(each, how, rms, *(() if beside is None else (compare.name, *beside[:3]))))
     return rungs
 
 
 def advice(rungs: Sequence[Rung]) -> str:
-    """Which way to sample for each number of calls, in words."""
-    best = [
-        min((rung for rung in rungs if rung.calls == calls), key=lambda rung: rung.rms)
-        for calls in sorted({rung.calls for rung in rungs})
-    ]
-    wins = [str(rung.calls) for rung in best if rung.how == "student"]
-    if not wins:
+    """Which way to sample for each number of calls, in words: the nearest, unless the metric's intervals are apart."""
+    numbers = sorted({rung.calls for rung in rungs})
+    found = [_better([rung for rung in rungs if rung.calls == calls]) for calls in numbers]
+    wins = [str(calls) for calls, (student, _) in zip(numbers, found, strict=True) if student]
+    others = [str(calls) for calls, (student, _) in zip(numbers, found, strict=True) if not student]
+    against = [str(calls) for calls, (_, against) in zip(numbers, found, strict=True) if against]
+    if not against and not wins:
         return "The teacher is nearer to its own solution at each of these numbers of calls: keep sampling it."
-    others = [str(rung.calls) for rung in best if rung.how != "student"]
-    words = f"The student is nearer with {_calls(wins)}"
-    return f"{words}; with {_calls(others)} take the teacher." if others else f"{words}."
+    first = "Take the student" if against else "The student is nearer"
+    words = f"{first} with {_calls(wins)}" if wins else ""
+    if others:
+        words += f"{'; with' if wins else 'With'} {_calls(others)} take the teacher"
+    if not against:
+        return f"{words}."
+    name = next(rung.metric for rung in rungs if rung.metric is not None).upper()
+    return f"{words}. With {_calls(against)} this is by {name}, whose intervals are apart, against the distance."
+
+
+def _better(rungs: Sequence[Rung]) -> tuple[bool, bool]:
+    """(whether the student is the better of ways of one number of calls, whether its distance says otherwise)."""
+    nearest = min(rungs, key=lambda rung: rung.rms).how == "student"
+    ours = [rung for rung in rungs if rung.how == "student"]
+    theirs = [rung for rung in rungs if rung.how != "student"]
+    if ours and theirs and all(_surely(ours[0], rung) for rung in theirs):
+        return True, not nearest
+    if any(_surely(rung, one) for rung in theirs for one in ours):
+        return False, nearest
+    return nearest, False
+
+
+def _surely(rung: Rung, other: Rung) -> bool:
+    """Whether the interval of a rung's metric lies below that of the other's."""
+    return rung.high is not None and other.low is not None and rung.high < other.low
 
 
 def _calls(numbers: list[str]) -> str:
@@ -143,13 +178,26 @@ class Climb(Hook):
             return
         if session.path.name == FIRST and folder.is_run(session.path.parent):  # another stage follows
             return
-        if set(declared(teacher) or {}) - set(in_turn(teacher, SHOWN)):  # conditions whose values only data have
-            return
         student = serialization.load(session.path, device=model.device)  # as it is used, in float32
         with session.state.spending("ladder"):
-            rungs = ladder(student, teacher, sorted({*CALLS, *student.calls}))
+            told, rows = _of_data(session, teacher)
+            rungs = ladder(student, teacher, sorted({*CALLS, *student.calls}), cond=told)
         facts: dict[str, Any] = {"step": session.state.step, "fine_steps": FINE, "samples": shown(teacher)}
+        facts |= {"held_out": rows} if told else {}
         facts["rungs"] = [rung._asdict() for rung in rungs]
         at = ", ".join(f"{scale:g}" for scale in scales(teacher))
         said = advice(rungs) + (f" Compared at a guidance of {at} in turn." if at else "")
         write_text(session.path / report.LADDER, json.dumps(facts | {"advice": said}, indent=1) + "\n")
+
+
+def _of_data(session: Session, teacher: Any) -> tuple[dict[str, Any], int]:
+    """(the conditions of held-out samples, in turn and in the user's spelling, for a teacher whose conditions only data
+    have, how many there are); else none."""
+    known, source = declared(teacher) or {}, session.source
+    if not set(known) - set(in_turn(teacher, 1)):
+        return {}, 0
+    rows = session.holdout if len(session.holdout) else session.train
+    count = len(rows)
+    rows = rows[noise.permutation(session.config.seed, 0, count)]  # not the first ones: folders are sorted by class
+    rows = rows[torch.arange(shown(teacher)) % count]
+    return {name: source.conditions[name].take(rows).spelt for name in known if name in source.conditions}, count

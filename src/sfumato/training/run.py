@@ -308,10 +308,16 @@ def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
     """The settings with a budget, chosen from the size of the data if there is none."""
     if settings.minutes is not None or settings.steps is not None:
         return settings
-    minutes = config.budget(len(source), math.prod(source.shape))
-    budget = counted(minutes, "minute")
-    source.notes.append(f"Training for {budget}, chosen from the data size (set --minutes or --steps).")
+    minutes = usual_minutes(source)
+    source.notes.append(
+        f"Training for {counted(minutes, 'minute')}, chosen from the data size (set --minutes or --steps)."
+    )
     return settings.replace(minutes=minutes)
+
+
+def usual_minutes(source: Source) -> float:
+    """The budget of a run on these data where none is given."""
+    return config.budget(len(source), math.prod(source.shape))
 
 
 def _edited(path: Path, kept: dict[str, Any], accepted: bool) -> dict[str, Any]:

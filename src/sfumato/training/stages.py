@@ -27,7 +27,7 @@ from sfumato.cascade import Cascade
 from sfumato.diagnostics import summary
 from sfumato.distributed import joined, leads
 from sfumato.embedder import Embedder
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, counted
 from sfumato.files import write_text
 from sfumato.machine import device_of
 from sfumato.progress import reporting_to
@@ -43,6 +43,7 @@ from sfumato.training.session import Session
 from sfumato.unclip import UnCLIP
 
 SHARE = 0.4  # of the budget, for the autoencoder
+STUDENT = 0.4, 0.6  # of the budget, for the two stages of a student
 SIZE, BLURRED = "size_{}", 256  # folders of a cascade's stages; the size from which one hears blurred pictures
 REGRESSION, PRIOR = "regression", "prior"  # a prior without a network; the folder of the prior of an unCLIP pair
 LOSS = "autoencoding(beta=0.1, spectral=0.1)"
@@ -389,20 +390,27 @@ def _student(
     place, usual, chosen = path / FIRST, TrainConfig(), from_yaml(str(path / "config.yaml"))
     complete(path, chosen.loss, chosen.device, how["console"])
 
-    def new(place: Path, changes: dict[str, Any]) -> Run:
+    def new(place: Path, changes: dict[str, Any], share: float = 1.0) -> Run:
         chosen = from_yaml(str(place / "config.yaml"))
         own = {name: each for name, each in chosen.to_dict().items() if each != getattr(usual, name)}
         own = {name: each for name, each in own.items() if name not in ("data", "out", "labels")} | {"lr": chosen.lr}
         x, y = chosen.data if data is None else data, chosen.labels if labels is None else labels
-        return single.train(x, place, y, modules=modules, **how, **{**own, **changes})
+        own |= changes
+        if share < 1 and not {"minutes", "steps"} & set(own):
+            minutes = single.usual_minutes(single.opened(x, y, chosen))
+            own["minutes"] = share * minutes
+            if leads():
+                budget = f"{share:.0%} of {counted(minutes, 'minute')}, chosen from the data size"
+                (how["console"] or Console()).note(f"This stage has {budget} (set minutes or steps).")
+        return single.train(x, place, y, modules=modules, **how, **own)
 
     if not place.is_dir():
         return new(path, changes)
     if not folder.found(place):
-        _stage(path, partial(new, place, {}), how["console"])
+        _stage(path, partial(new, place, {}, STUDENT[0]), how["console"])
     elif not _complete(place):
         _stage(path, partial(single.resume, place, data, labels, modules=modules, **how), how["console"])
-    return new(path, {**changes, "init": str(place)})
+    return new(path, {**changes, "init": str(place)}, STUDENT[1])
 
 
 def _in_one_file(how: dict[str, Any], all_of: Callable[[TrainConfig], Callable[[Any], Any]]) -> dict[str, Any]:

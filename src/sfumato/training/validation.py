@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +12,12 @@ from torch import Tensor
 from sfumato import noise
 from sfumato.conditions import Conditions
 from sfumato.data.rows import Samples
-from sfumato.diagnostics.validation import BINS, Validation, Validator, validator_for
+from sfumato.diagnostics.draws import Draws
+from sfumato.diagnostics.validation import BINS, Validation, Validator, taken, validator_for
 from sfumato.distributed import World
+from sfumato.intervals import Interval
+from sfumato.metrics.shared_noise import OnSharedNoise
+from sfumato.objectives.flow_maps import MapLoss
 from sfumato.training.codes import normalised
 from sfumato.training.config import TrainConfig
 from sfumato.training.evaluation_schedule import due, triples, validations
@@ -72,4 +77,20 @@ def judge(
 
     held = prepared(x, cond, count)
     beside = None if train is None else prepared(*train, len(held[0]))
-    return validator_for(state.loss, model, *held, count, min(config.batch, state.micro), beside, config.seed)
+    made = validator_for(state.loss, model, *held, count, min(config.batch, state.micro), beside, config.seed)
+    if isinstance(state.loss, MapLoss) and state.loss.teacher is not None:
+        made.further = partial(beside_teacher, state.loss, made.draws)
+    return made
+
+
+def beside_teacher(loss: MapLoss, draws: Draws, model: Any, world: World) -> dict[str, Interval]:
+    """The metric, by its name, of held-out samples of a student in its first number of calls beside its teacher's."""
+    compare = OnSharedNoise(getattr(model, "spec", None))
+
+    def seen(part: Tensor) -> dict[str, Tensor]:
+        ours, theirs = loss.pairs(model, taken(draws, part))
+        return {"ours": compare.seen(ours), "theirs": compare.seen(theirs)}
+
+    rows = draws.table(model, seen, world)
+    found = compare(rows["ours"], rows["theirs"])
+    return {} if found is None else {compare.name: found}
