@@ -70,11 +70,11 @@ def distill(
     or of a run in minutes as many as take a fifth of these (`teacher_samples.number`), which count beside them.
     method: the name of a loss (`objectives.flow_maps`, `objectives.laws`), or of two, "a + b", of which the second goes
     on from where the first has led in two fifths of the budget; "auto" is what comes nearest to the teacher in equal
-    time, AUTO, of pictures OF_PICTURES, and of small ones of a U-Net OF_PATHS. init: a student, file or run, that is
-    trained further, in place of one that starts at the teacher. calls: the numbers of calls that the student is for.
-    guidance, interval: the scale of the teacher's guidance and its levels of logsnr, which the student then has for
-    good, at no second call; or a range of scales, (1, 4), of which it hears one as its condition, `sf.sample(student,
-    label="cat", guidance_scale=2.5)`. settings: those of `sf.train`.
+    time, AUTO, of pictures OF_PICTURES, of small ones of a U-Net OF_PATHS, and else of pairs OF_PAIRS. init: a student,
+    file or run, that is trained further, in place of one that starts at the teacher. calls: the numbers of calls that
+    the student is for. guidance, interval: the scale of the teacher's guidance and its levels of logsnr, which the
+    student then has for good, at no second call; or a range of scales, (1, 4), of which it hears one as its condition,
+    `sf.sample(student, label="cat", guidance_scale=2.5)`. settings: those of `sf.train`.
     The run is one of `sf.train`, whose settings name the teacher's file: `sf.resume` continues it exactly. A teacher
     that is an object, and samples drawn from it, are kept in the run folder. A run whose distance to the teacher keeps
     rising stops with an error; beside it a metric is measured, of the law of the samples (`metrics.shared_noise`). Its

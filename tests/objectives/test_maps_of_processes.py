@@ -1,6 +1,7 @@
 """Flow maps of blurred and of paired processes: exact maps are fixed points of every loss, and students sample."""
 
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from sfumato.conditions import Conditions
 from sfumato.flow_map import FlowMap
 from sfumato.objectives import flow_maps
 from sfumato.objectives.flow_maps import Lagrangian, MapLoss, MeanFlow, Semigroup
+from sfumato.objectives.laws import DistributionMatching
 from sfumato.process import Basis, Blur, Bridge, Coloured, Heat, Interpolant, RectifiedFlow, Spectral, Subspace, angles
 from sfumato.schedules import Cosine, Flow
 
@@ -121,7 +123,7 @@ def of_pairs(count: int) -> SimpleNamespace:
     return SimpleNamespace(x=x, cond=Conditions.of({"input": source}), index=torch.arange(count), u=u)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ["rectified flow", "bridge", "interpolant, cosine"])
 def test_the_map_of_pairs_is_a_fixed_point(name: str) -> None:
     teacher, some = PAIR.model(PAIRS[name]), of_pairs(10)
     losses: dict[str, tuple[MapLoss, float]] = {
@@ -156,7 +158,7 @@ def test_the_slope_of_a_pair_itself_has_that_of_the_model_as_its_mean(name: str)
         assert float((product.mean(0).abs() * math.sqrt(count) / product.std(0)).max()) < 4.5
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", ["rectified flow, cosine", "bridge", "interpolant", "interpolant, cosine"])
 def test_a_map_of_pairs_samples_as_its_teacher(name: str) -> None:
     """A `FlowMap` of the exact answers leads in one call and in three where many steps of the ODE lead."""
     teacher, (_, source) = PAIR.model(PAIRS[name]), PAIR.sample(12, 7)
@@ -196,3 +198,89 @@ def _between(process: Interpolant, z: Any, t: Any, s: Any, end: Any) -> Any:
     det = (a * d - b * c)[:, None]
     x, source = (d[:, None] * z - b[:, None] * end) / det, (a[:, None] * end - c[:, None] * z) / det
     return sf.belief.Between(x, source, 0 * z, z, t, process)
+
+
+class Fields:
+    """What the network of a map of fields says in the form of DDIM: the F whose step is the exact flow of each."""
+
+    shape = SHAPE
+
+    def __init__(self, law: Any, process: Spectral) -> None:
+        self.exact, self.process = ExactMap(law, process), process
+
+    def __call__(self, z: Any, t: Any, until: Any, **cond: Any) -> Any:
+        process = self.process
+        t, s = torch.as_tensor(t, dtype=torch.float64).expand(len(z)), angles.time(process, until.double() / 2)
+        d = angles.turn(process, t) - angles.turn(process, s)
+        w, mean = angles.unit(process, z, t), self.exact.mean(z, t, s)
+        y = torch.where(d == 0, mean, (d * mean + (1 - d.cos()) * w) / torch.where(d == 0, 1.0, d.sin()))
+        return sf.Estimate(z, t, process.schedule, y=y, sigma_data=process.sigma_data, named="F")
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_a_map_of_coefficients_samples_as_the_flow(name: str) -> None:
+    """In one call and in three. What is left of the noise of heat at t = 0 stays."""
+    law, process = fields(1), known(SPECTRAL[name])
+    inner: Any = Fields(law, process)
+    exact = FlowMap(inner, form="ddim")
+    z = process.prior(torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
+    want = process.table(law.flow_between(z, process.schedule(1.0), process.schedule(0.0)))
+    for calls in (1, 3):
+        found = sf.sample(exact, 6, calls, z=z, normalised=True)
+        assert torch.allclose(found, want, atol=1e-4), calls
+
+
+def test_a_student_is_sampled_in_the_steps_that_it_was_trained_in() -> None:
+    """Equal ones of the angle of its own process, whose data may vary by more or less than 1."""
+    for process in (sf.Gaussian("edm", sigma_data=0.5), known(SPECTRAL["blur"]), PAIRS["interpolant, cosine"]):
+        nodes = torch.tensor(sf.solvers.Map().plan(process, 4).times, dtype=torch.float64)
+        theta = angles.angle(process, nodes)
+        assert torch.allclose(theta, float(theta[0]) * torch.tensor([1.0, 0.75, 0.5, 0.25]).double(), atol=1e-6)
+
+
+def test_what_has_no_map_is_refused() -> None:
+    net = sf.nets.MLP(2, 8, 1)
+    with pytest.raises(sf.SfumatoError, match="reverse chain alone"):
+        FlowMap(sf.Denoiser(net, Bridge(Flow(), hears_source=False, target="x")))
+    with pytest.raises(sf.SfumatoError, match="no noise that a flow map could renew"):
+        FlowMap(sf.Denoiser(net, RectifiedFlow(Flow())), gamma=1.0)
+    blurred = FlowMap(sf.Denoiser(sf.nets.UNet(SHAPE, (8,), 1, (), 8), known(SPECTRAL["blur"])))
+    with pytest.raises(sf.SfumatoError, match="under the noise of a Gaussian process"):
+        DistributionMatching(blurred.inner).suits(blurred)
+
+
+def _pairs(process: str) -> dict[str, Any]:
+    x, source = PAIR.x.sample(1000, 1).float(), PAIR.source.sample(1000, 2).float()
+    return {"x": (x + 0.5 * source if process == "bridge" else x).numpy(), "input": source.numpy()}
+
+
+@pytest.mark.parametrize(
+    "process", ["interpolant", *(pytest.param(each, marks=pytest.mark.slow) for each in ("rectified-flow", "bridge"))]
+)
+def test_a_student_of_pairs_is_nearer_than_its_teacher_in_few_calls(tmp_path: Any, process: str) -> None:
+    """From the teacher's file and its pairs, as ends do not say which noise or source they came from."""
+    data = _pairs(process)
+    how = {"net": "tiny", "batch": 128, "seed": 0, "console": None}
+    sf.train(data, tmp_path / "teacher", steps=200, process=process, **how)
+    with pytest.raises(sf.SfumatoError, match="'input', whose values only data have"):
+        sf.distill(tmp_path / "teacher", tmp_path / "none", steps=2)
+    sf.distill(tmp_path / "teacher", tmp_path / "student", data=data, steps=100, calls=(1, 2), **how)
+    rungs = json.loads((tmp_path / "student" / "ladder.json").read_text())["rungs"]
+    rms = {(each["calls"], each["how"]): each["rms"] for each in rungs}
+    for calls in (1, 2):
+        assert rms[calls, "student"] < (1.0 if process == "bridge" else 0.5) * rms[calls, "default"], calls
+    student = sf.load(tmp_path / "student")
+    assert sf.sample(student, 3, input=torch.as_tensor(data["input"][:3])).shape == (3, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["blur", "heat", "coloured", "subspace"])
+def test_a_student_of_blurred_pictures_is_nearer_than_its_teacher_in_one_call(tmp_path: Any, process: str) -> None:
+    """From the teacher's file alone."""
+    how = {"net": "tiny", "batch": 32, "seed": 0, "console": None}
+    sf.train("digits", tmp_path / "teacher", steps=120, process=process, **how)
+    sf.distill(tmp_path / "teacher", tmp_path / "student", steps=80, samples=512, calls=(1, 2), **how)
+    rungs = json.loads((tmp_path / "student" / "ladder.json").read_text())["rungs"]
+    rms = {(each["calls"], each["how"]): each["rms"] for each in rungs}
+    assert rms[1, "student"] < 0.8 * rms[1, "default"]
+    assert sf.sample(sf.load(tmp_path / "student"), 2, label="3").shape == (2, 1, 8, 8)

@@ -80,8 +80,8 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     """How far samples are from the teacher's solution of the ODE on shared noise, for each number of calls, and how far
     their law is from its law: of the student, the teacher's default solver, and the plans stored in its file.
 
-    The solution is the teacher's own, by FINE steps of Heun's method, of an interpolant by four times as many of its own. cond: conditions, one value or one for each of
-    the `shown` samples; by default each class in its turn.
+    The solution is the teacher's own, by FINE steps of Heun's method, of an interpolant by 256 of its own. cond:
+    conditions, one value or one for each of the `shown` samples; by default each class in its turn.
     """
     number = shown(teacher)
     cond = dict(unfolded(cond)) or in_turn(teacher, number)
