@@ -194,3 +194,36 @@ def test_a_student_says_how_it_was_distilled(call, workplace):
         assert status == 2 and "in its weights: it was distilled at a guidance of 2.5; leave --guidance out" in err, err
     status, _, err = call("sample", "few", "-n", "1", "--class", "a", "--guidance", "3", "--solver", "euler")
     assert status == 0, "a student is a denoiser, too"
+
+
+def test_a_model_of_pairs_is_distilled_with_its_pairs(call, workplace):
+    """By two files whose rows belong together; its plan is told what a sample starts from."""
+    x = np.random.default_rng(0).normal(size=(80, 2)).astype(np.float32)
+    np.save(workplace / "source.npy", x)
+    np.save(workplace / "x.npy", 0.5 * x + 1)
+    sf.train(
+        "x.npy", "pairs", sources="source.npy", pairs="row", process="rectified-flow", net="tiny", steps=3, batch=8
+    )
+    words = (
+        "distill",
+        "pairs",
+        "--from",
+        "source.npy",
+        "--data",
+        "x.npy",
+        "--pairs",
+        "row",
+        "--steps",
+        "1",
+        "-o",
+        "few",
+    )
+    status, _, err = call(*words, "--minutes", "0.02", "--plan")
+    assert status == 0 and not (workplace / "few").exists(), err
+    status, _, err = call(*words, "--minutes", "0.02")
+    assert status == 0 and "Distance to the model's own fine solution" in err, err
+    assert "sfumato translate few INPUT" in err
+    status, _, err = call("translate", "few", "source.npy", "-o", "there.npz")
+    assert status == 0 and np.load(workplace / "there.npz")["x"].shape == (80, 2), err
+    status, _, err = call("distill", "pairs", "-o", "none")
+    assert status == 1 and "has the condition 'input', whose values only data have" in err

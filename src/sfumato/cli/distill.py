@@ -46,7 +46,8 @@ def distill(options: Any, voice: Voice) -> None:
         "samples": options.samples,
     }  # fmt: skip
     settings = {"minutes": options.minutes, "seed": options.seed, "device": options.device}
-    settings |= {} if options.init is None else {"init": options.init}
+    given = {"init": options.init, "sources": options.sources, "pairs": options.pairs}
+    settings |= {name: value for name, value in given.items() if value is not None}
     with working(voice) as begin:
         if options.plan:
             _plan(options, asked, settings, voice, teacher)
@@ -63,7 +64,8 @@ def distill(options: Any, voice: Voice) -> None:
          "report": str(run.path / "report.html")}
     )  # fmt: skip
     voice.say(*climbed(ladder))
-    voice.say("", f"Done: the run is in {run.path}", "", "Next:", f"  sfumato sample {run.path} -n 64")
+    first = f"sfumato sample {run.path} -n 64" if options.sources is None else f"sfumato translate {run.path} INPUT"
+    voice.say("", f"Done: the run is in {run.path}", "", "Next:", f"  {first}")
 
 
 def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: Voice, teacher: Any) -> None:

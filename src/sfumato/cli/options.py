@@ -269,6 +269,9 @@ DISTILL = Command(
         INTERVAL,
         flag("--data", "DATA", f"The training data: {SOURCES}, instead of samples of the model."),
         LABELS,
+        flag("--from", "DATA", "Of a model of pairs: the data that its samples are made of, the sources of --data.",
+             dest="sources"),
+        flag("--pairs", ("name", "row"), "How samples of --data belong to their sources of --from."),
         flag(
             "--samples", int,
             "Samples drawn from the model where there are no data; by default as many as take a fifth of the minutes, "

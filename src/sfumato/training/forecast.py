@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from sfumato import registry, serialization
+from sfumato.conditions import of_data
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.folder import Log, read
@@ -34,6 +35,7 @@ from sfumato.machine import available, device_of, out_of_memory, peak_memory
 from sfumato.nets import Couplings, flops
 from sfumato.nets.lora import trainable, unadapted
 from sfumato.noised import evaluating
+from sfumato.process import source_of
 from sfumato.progress import counting
 from sfumato.sampling import sample
 from sfumato.solver_selection import make_plan
@@ -340,7 +342,10 @@ def _sampling(session: Session) -> dict[str, Any]:
     number = 10 * classes if 0 < classes <= 20 else 64
     alone = not classes or getattr(best, "two_times", False)  # a student's guidance is in its weights
     guided = best if alone else guide(best, session.config.guidance)
-    plan, cond = make_plan(guided, None, None), {"label": torch.arange(number) % classes} if classes else {}
+    plan: Any = make_plan(guided, None, None)
+    cond: dict[str, Any] = {"label": torch.arange(number) % classes} if classes else {}
+    if (name := source_of(best.process)) is not None:
+        cond[name] = of_data(best.spec, session.source, torch.arange(number) % len(session.source.x))[name]
     with evaluating(best):
         seconds = _timed(lambda: sample(guided, number, solver=plan, cond=cond))
     return {"number": number, "steps": plan.steps, "seconds": seconds}
