@@ -90,6 +90,18 @@ def test_pairs_that_share_their_noise_have_no_bias_and_less_variance():
     assert sum(each.low <= true <= each.high for each in paired) >= 0.9 * runs
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("near", [0.0, 0.9])
+def test_intervals_of_pairs_of_one_law_cover_0(name, near):
+    """Independent within a pair, and close together."""
+    hits = 0
+    for trial in range(100):
+        x, y = draws(30, 4, 2 * trial), draws(30, 4, 2 * trial + 1)
+        found = CASES[name][0].paired(x, near * x + math.sqrt(1 - near**2) * y)
+        hits += found.low <= 0 <= found.high
+    assert hits >= 93
+
+
 def test_blocks_do_not_matter(monkeypatch):
     x, y = draws(40, 2, 0), draws(30, 2, 1)
     whole, pairs = Energy()(x, y), Energy().paired(x[:30], y)

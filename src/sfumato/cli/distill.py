@@ -19,7 +19,7 @@ from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
 from sfumato.cli.train import console, working
 from sfumato.conditions import declared
-from sfumato.diagnostics.report import LADDER
+from sfumato.diagnostics.report import LADDER, beside, called
 from sfumato.distillation import distill as train_student
 from sfumato.distillation import in_words
 from sfumato.distributed import World
@@ -131,7 +131,7 @@ def table(rungs: Sequence[dict[str, Any]]) -> list[str]:
     known = {at: rung for at, rung in found.items() if rung.get("value") is not None}
     if known:
         name = next(iter(known.values()))["metric"].upper()
-        cells = {at: f"{r['value']:.3g}±{(r['high'] - r['low']) / 2:.2g}" for at, r in known.items()}
+        cells = {at: beside(rung) for at, rung in known.items()}
         lines += _columns(f"{name} of these samples beside the fine solution's, 0 for one law, ± 95 %:", cells, 18)
     return lines
 
@@ -139,7 +139,7 @@ def table(rungs: Sequence[dict[str, Any]]) -> list[str]:
 def _columns(title: str, cells: dict[tuple[int, str], str], width: int) -> list[str]:
     """A table of cells by (number of calls, way)."""
     ways = list(dict.fromkeys(way for _, way in cells))
-    lines = ["", title, "  calls" + "".join(f"{way:>{width}}" for way in ways)]
+    lines = ["", title, "  calls" + "".join(f"{called(way):>{width}}" for way in ways)]
     for count in sorted({count for count, _ in cells}):
         lines.append(f"{count:>7}" + "".join(f"{cells.get((count, way), '-'):>{width}}" for way in ways))
     return lines

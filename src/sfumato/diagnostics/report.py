@@ -114,21 +114,25 @@ def _ladder(path: Path) -> Facts | None:
         for way, colour in zip(ways, cycle((BLUE, ORANGE, GREEN, PURPLE)), strict=False):
             each = {n: found[n, way] for n in calls if found.get((n, way), {}).get(name) is not None}
             bars = None if name == "rms" else [(rung["high"] - rung["low"]) / 2 for rung in each.values()]
-            lines.append(Line(way, list(each), [rung[name] for rung in each.values()], colour, True, bars))
-            heads.append(way if name == "rms" else f"{metric}, {way}")
+            lines.append(Line(called(way), list(each), [rung[name] for rung in each.values()], colour, True, bars))
+            heads.append(called(way) if name == "rms" else f"{metric}, {called(way)}")
             for count, cells in rows:
-                cell = (
-                    ""
-                    if count not in each
-                    else f"{each[count][name]:.3f}"
-                    if bars is None
-                    else summary.figure(each[count])
-                )
-                cells.append(cell)
+                rung = each.get(count)
+                cells.append("" if rung is None else f"{rung['rms']:.3f}" if name == "rms" else beside(rung))
         panels.append(Panel(what, lines))
     drawn = charts(panels, "calls of the network", log=True)
     kept = {"samples": facts["samples"], "advice": facts["advice"]}
     return {"heads": heads, "rows": rows, "metric": metric, "chart": drawn, **kept}
+
+
+def called(how: str) -> str:
+    """A way of a ladder, as a table names it."""
+    return how if how in ("student", "default") else f"plan {how}"
+
+
+def beside(rung: Facts) -> str:
+    """The metric of a rung, with half the width of its interval."""
+    return f"{rung['value']:.3g}±{(rung['high'] - rung['low']) / 2:.2g}"
 
 
 def _metric(rungs: Sequence[Facts]) -> str:
@@ -163,7 +167,7 @@ def _watched(lines: Sequence[Facts]) -> tuple[str, str | None] | None:
     found = [line for line in lines if key in line]
     bars = [(line[f"{key}_high"] - line[f"{key}_low"]) / 2 for line in found]
     curve = Line("student", [line["samples"] for line in found], [line[key] for line in found], BLUE, True, bars)
-    return name.upper(), chart([curve], "samples seen", name.upper(), log=True)
+    return name.upper(), chart([curve], "samples seen", name.upper(), log=all(line[f"{key}_low"] > 0 for line in found))
 
 
 def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts: Facts | None) -> list[str]:

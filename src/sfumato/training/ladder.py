@@ -178,26 +178,32 @@ class Climb(Hook):
             return
         if session.path.name == FIRST and folder.is_run(session.path.parent):  # another stage follows
             return
+        if (told := _told(session, teacher)) is None:
+            return
         student = serialization.load(session.path, device=model.device)  # as it is used, in float32
         with session.state.spending("ladder"):
-            told, rows = _of_data(session, teacher)
             rungs = ladder(student, teacher, sorted({*CALLS, *student.calls}), cond=told)
         facts: dict[str, Any] = {"step": session.state.step, "fine_steps": FINE, "samples": shown(teacher)}
-        facts |= {"held_out": rows} if told else {}
+        facts |= {"held_out": len(_held(session))} if told else {}
         facts["rungs"] = [rung._asdict() for rung in rungs]
         at = ", ".join(f"{scale:g}" for scale in scales(teacher))
         said = advice(rungs) + (f" Compared at a guidance of {at} in turn." if at else "")
         write_text(session.path / report.LADDER, json.dumps(facts | {"advice": said}, indent=1) + "\n")
 
 
-def _of_data(session: Session, teacher: Any) -> tuple[dict[str, Any], int]:
-    """(the conditions of held-out samples, in turn and in the user's spelling, for a teacher whose conditions only data
-    have, how many there are); else none."""
-    known, source = declared(teacher) or {}, session.source
-    if not set(known) - set(in_turn(teacher, 1)):
-        return {}, 0
-    rows = session.holdout if len(session.holdout) else session.train
-    count = len(rows)
-    rows = rows[noise.permutation(session.config.seed, 0, count)]  # not the first ones: folders are sorted by class
-    rows = rows[torch.arange(shown(teacher)) % count]
-    return {name: source.conditions[name].take(rows).spelt for name in known if name in source.conditions}, count
+def _told(session: Session, teacher: Any) -> dict[str, Any] | None:
+    """The conditions of held-out samples, in turn and in the user's spelling, where some values of the teacher's are
+    known from data alone; None if these data do not have them either."""
+    known, held, source = declared(teacher) or {}, _held(session), session.source
+    others = set(known) - set(in_turn(teacher, 1))
+    if not others:
+        return {}
+    if others - set(source.conditions):
+        return None
+    rows = held[noise.permutation(session.config.seed, 0, len(held))]  # not the first ones: folders are sorted by class
+    rows = rows[torch.arange(shown(teacher)) % len(held)]
+    return {name: source.conditions[name].take(rows).spelt for name in known if name in source.conditions}
+
+
+def _held(session: Session) -> Tensor:
+    return session.holdout if len(session.holdout) else session.train
