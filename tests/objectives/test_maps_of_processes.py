@@ -12,6 +12,7 @@ import torch
 import sfumato as sf
 from map_cases import ExactMap
 from sfumato.conditions import Conditions
+from sfumato.diagnostics.path_answers import ask_of_paths
 from sfumato.flow_map import FlowMap
 from sfumato.objectives import flow_maps
 from sfumato.objectives.flow_maps import Lagrangian, MapLoss, MeanFlow, Semigroup
@@ -247,6 +248,26 @@ def test_what_has_no_map_is_refused() -> None:
     blurred = FlowMap(sf.Denoiser(sf.nets.UNet(SHAPE, (8,), 1, (), 8), known(SPECTRAL["blur"])))
     with pytest.raises(sf.SfumatoError, match="under the noise of a Gaussian process"):
         DistributionMatching(blurred.inner).suits(blurred)
+
+
+def test_the_doctor_asks_maps_of_coefficients_and_of_pairs() -> None:
+    """A network that says nothing is the exact map of the Gaussian with the process's own power: its samples spread as
+    the data of that power do, and it does not hear where a path ends."""
+
+    class Silent(torch.nn.Module):
+        shape, outputs = SHAPE, 1
+
+        def forward(self, x: torch.Tensor, level: torch.Tensor, until: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    process = known(SPECTRAL["blur"])
+    power = torch.tensor(process.power, dtype=torch.float64).reshape(1, *SHAPE)
+    draws = torch.randn(4000, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = ask_of_paths(FlowMap(sf.Denoiser(Silent(), process)), process.table(power.sqrt() * draws), Conditions({}))
+    assert found.spread == pytest.approx(1, abs=0.1) and found.response == 0 and found.unsteady == 0
+    x, source = PAIR.sample(300, 1)
+    pairs = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 8, 1), PAIRS["rectified flow"]), form="ddim")
+    assert ask_of_paths(pairs, x.float(), Conditions.of({"input": source.float()})).spread > 0
 
 
 def _pairs(process: str) -> dict[str, Any]:
