@@ -267,6 +267,8 @@ def test_the_doctor_asks_maps_of_coefficients_and_of_pairs() -> None:
     assert found.spread == pytest.approx(1, abs=0.1) and found.response == 0 and found.unsteady == 0
     x, source = PAIR.sample(300, 1)
     pairs = FlowMap.student(sf.Denoiser(sf.nets.MLP(2, 8, 1), PAIRS["rectified flow"]), form="ddim")
+    for parameter in pairs.net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
     assert ask_of_paths(pairs, x.float(), Conditions.of({"input": source.float()})).spread > 0
 
 
