@@ -63,7 +63,8 @@ _COPIES = schema.fields(
         **dict.fromkeys(("samples", "train", "holdout", "exact", "leaked"), schema.whole(0)),
         "verdict": schema.choice("memorised", "suspect", "none"), "ratio": _INTERVAL, "closer": _INTERVAL,
         "copies": _NUMBER, "copies_real": _NUMBER, "space": schema.text, "notes": schema.listed(schema.text),
-    }
+    },
+    {"repeated": schema.whole(0), "searched": schema.whole(0), "chance": schema.flag},
 )  # fmt: skip
 _TEXT = schema.fields(
     {
@@ -373,12 +374,26 @@ def copies_words(facts: Facts) -> list[str]:
         f"{facts['holdout']:,} held out; distances in {facts['space']}.",
     ]
     if facts["exact"]:
-        lines.append(f"{counted(facts['exact'], 'sample equals', 'samples equal')} a training sample bit for bit.")
+        real = f" (held-out ones: {facts['leaked'] / facts['holdout']:.1%})" if facts.get("chance") else ""
+        own = f"{counted(facts['exact'], 'sample equals', 'samples equal')} a training sample bit for bit"
+        lines.append(f"{own}, {facts['exact'] / facts['samples']:.1%} of them{real}.")
     if facts["leaked"]:
-        lines.append(
-            f"LEAK: {facts['leaked']:,} held-out samples are also in the training set; the hold-out loss is too low."
-        )
+        lines.append(_leak_words(facts))
     return [*lines, *facts["notes"]]
+
+
+def _leak_words(facts: Facts) -> str:
+    """A sentence on held-out samples that equal training samples, by how many training samples equal one another."""
+    leaked, held, searched = facts["leaked"], facts["holdout"], facts.get("searched", facts["train"])
+    repeated = facts.get("repeated", 0)
+    expected = held * (leaked + repeated) / (held + searched)
+    if not facts.get("chance") or leaked > expected + 3 * math.sqrt(expected + 1):
+        are = counted(leaked, "held-out sample is", "held-out samples are")
+        return f"LEAK: {are} also in the training set; the hold-out loss is too low."
+    return (
+        f"{leaked / held:.1%} of the held-out rows equal a row of training, of which {repeated / searched:.1%} equal "
+        "one another: rows that are alike by chance, unless the file has rows twice by mistake."
+    )
 
 
 def conditions_words(found: Facts) -> str:
