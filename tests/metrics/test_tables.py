@@ -137,6 +137,7 @@ def test_rows_of_few_categories_are_copies_by_chance(tmp_path):
 
 def test_rows_of_few_categories_are_no_leak(tmp_path):
     """Rows that training rows equal by chance as often; a hold-out that was copied from training is one."""
+
     def rows(n, seed, names="abc"):
         draw = np.random.default_rng(seed)
         return pa.table({name: draw.choice(["ash", "fir", "oak", "yew"], n).tolist() for name in names})

@@ -51,7 +51,7 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     if twice:
         raise SfumatoError(f"--given says two values of {twice[0]!r}: leave one out")
     plain = uncalibrated(denoiser)
-    if options.uncalibrated and plain is denoiser:
+    if options.uncalibrated and plain is denoiser and options.weights != "raw":
         warnings.warn(
             SfumatoWarning("The model has not been calibrated, so --uncalibrated changes nothing."), stacklevel=2
         )

@@ -78,7 +78,8 @@ _METRIC = schema.fields(
         "protocol": schema.mapping(schema.anything),
     }
 )  # fmt: skip
-_WEIGHED = schema.fields(dict.fromkeys(("draws", "rows", "seconds", "accepted"), _NUMBER), rest=_NUMBER)
+_JUDGED = dict.fromkeys(("before", "after", "real"), schema.either("a number or an interval", _NUMBER, _INTERVAL))
+_WEIGHED = schema.fields(dict.fromkeys(("draws", "rows", "seconds", "accepted"), _NUMBER), _JUDGED, rest=_NUMBER)
 _REPORT = schema.fields(
     {
         **dict.fromkeys(("step", "samples", "incidents"), schema.whole(0)),
@@ -416,15 +417,19 @@ def text_words(found: Facts) -> str:
 
 def marginals_words(found: Facts) -> str:
     """A sentence on the calibration of a table's rows."""
-    fit = "Rows are nearer to those" if found.get("trees") else "Numbers have the marginals of the rows"
+    fit = "Rows are nearer to those" if found.get("trees") else "Columns have the marginals of the rows"
     accepted = f"{100 * found['accepted']:.0f} % of the rows drawn"
     fit += f" of training by weights fitted to {found['draws']:,} draws, which accept {accepted}"
     if "after" not in found:
         few = f"; {counted(found['rows'], 'held-out row is', 'held-out rows are')} too few to judge their KS by"
         return f"{fit}{few} (raise --holdout)." if found.get("numbers", 1) else f"{fit}."
+    before, after, real = (  # plain numbers in reports of before
+        figure(each, ".3f") if isinstance(each := found[name], Mapping) else f"{each:.3f}"
+        for name in ("before", "after", "real")
+    )
     return (
-        f"{fit}: the mean KS of their numbers to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
-        f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves them out)."
+        f"{fit}: the mean KS of their numbers to {found['rows']:,} held-out rows is {after} where it was {before}, and "
+        f"that of training rows {real} (sample --uncalibrated leaves them out)."
     )
 
 
