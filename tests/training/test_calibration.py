@@ -1,6 +1,7 @@
 """Calibrated tables: rows come nearer to those of training, and have their marginals, whatever the model's are."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import stats
 
 import sfumato as sf
 from sfumato.calibration import draws, fitted, projected
+from sfumato.cli.plan import page
 from sfumato.columns import with_weights
 from sfumato.data import frames
 from sfumato.data.row_weights import RowWeights, Tree
@@ -19,11 +21,11 @@ from sfumato.diagnostics.summary import marginals_words
 from sfumato.errors import SfumatoError
 from sfumato.sampling import TRIES
 from sfumato.training.averages import WIDTHS, average
-from sfumato.training.console import Silent
+from sfumato.training.console import Console, Silent
 
 pa = pytest.importorskip("pyarrow")
 HOW = {"precision": "float32", "snapshots": 0, "sample_every": 0, "console": Silent(), "net": "tiny"}
-N = 3000
+N, LENGTH, HEARD = 3000, {"steps": 46, "batch": 1024, "holdout": 0.1}, io.StringIO()
 
 
 def law(n=N, seed=0):
@@ -259,7 +261,8 @@ def test_known_cells_and_likelihoods_are_of_the_plain_model(plain, model):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("calibrated") / "run"
-    return sf.train(law(6000), str(path), steps=46, batch=1024, holdout=0.1, **{**HOW, "snapshots": 4})
+    console = Console(HEARD)
+    return sf.train(law(6000), str(path), **HOW | {"snapshots": 4, "console": console}, **LENGTH)
 
 
 def test_a_run_ends_with_the_weights_of_its_training_rows(run):
@@ -276,8 +279,17 @@ def test_a_run_ends_with_the_weights_of_its_training_rows(run):
     assert "is 0.100 where it was 0.100, and that of training rows 0.100" in marginals_words(old)
     seen, others = (draws(model, 1530, i) for i in range(2))
     assert fitted(source.table, seen, others, source.x[train]) == model.spec.weights
+    said = "Fitting weights of rows to 3,060 draws of the model, beyond the budget (--no-calibrate leaves them out)."
+    assert said in HEARD.getvalue()
     assert "by weights fitted to 3,060 draws" in (run.path / "report.html").read_text()
     assert "accepted by weights" in model.spec.describe()[-1]
+
+
+def test_a_plan_says_what_the_weights_of_rows_take():
+    how = {name: each for name, each in HOW.items() if name != "console"} | LENGTH
+    found = sf.forecast(law(6000), **how)
+    assert 0 < found.parts["weights of rows"] < found.total.value and "weights of rows " in "\n".join(page(found))
+    assert not sf.forecast(law(6000), calibrate=False, **how).parts["weights of rows"]
 
 
 def test_other_weights_of_the_network_have_no_weights_of_rows(run):
