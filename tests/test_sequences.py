@@ -131,14 +131,19 @@ def test_what_is_padded_changes_neither_loss_nor_gradient(kind):
 
 
 def test_attention_is_that_of_the_shorter_sequence():
-    """With masked patches a network says of a padded sequence what it says of the sequence alone."""
-    for kind in ("SetTransformer(width=16, depth=2, heads=2)", "DiT(width=16, depth=2, heads=2, patch=1, registers=2)"):
-        long, short = network(kind, length=9), network(kind, length=4)
+    """With masked patches a network says of a padded sequence what it says of the sequence alone, and at its cost."""
+    for kind in ("SetTransformer(width=16, depth=2, heads=2)", "DiT(width=16, depth=2, heads=2, patch=1, registers=2)",
+                 "DiT(width=16, depth=2, heads=2, patch=2, positions='rotary')"):  # fmt: skip
+        long, short, tokens = network(kind, length=9), network(kind, length=4), []
+        for net in (long, short):
+            net.blocks[0].register_forward_pre_hook(lambda block, given, seen=tokens: seen.append(given[0].shape[1]))
         short.load_state_dict(long.state_dict())
         x, level = torch.randn(3, 2, 9), torch.rand(3)
         gaps = beyond(torch.tensor([4, 4, 4]), (2, 9))
         alone = short(x[..., :4], level, missing_values=torch.zeros(3, 2, 4))
-        assert torch.allclose(long(x, level, missing_values=gaps)[..., :4], alone, atol=1e-5), kind
+        found = long(x, level, missing_values=gaps)
+        assert torch.allclose(found[..., :4], alone, atol=1e-5) and not found[..., 4:].any(), kind
+        assert tokens[0] == tokens[1] < 9
         assert bool(long(x, level, missing_values=torch.ones(3, 2, 9)).isfinite().all())
 
 
