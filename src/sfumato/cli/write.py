@@ -60,15 +60,18 @@ def check_samples(out: str, number: int, spec: DataSpec) -> Path:
     return path
 
 
-def check(out: str, kinds: Collection[str]) -> Path:
-    """The path of the output, of one of these kinds.
+def check(out: str, kinds: Collection[str], one: str = "") -> Path:
+    """The path of the output, of one of these kinds. one: what is always a single file, and no folder.
 
     Raises SfumatoError, before any work is done, if it cannot be written.
     """
     path = Path(out).expanduser()
     folder = is_folder(out)
+    if folder and one:
+        raise SfumatoError(f"{out} is a folder, and {one} is one file: end it in {', '.join(kinds)}")
     if not folder and not path.name.lower().endswith(tuple(kinds)):
-        raise SfumatoError(f"{out} has no known kind: end it in {', '.join(kinds)}, or in / for a folder")
+        more = "" if one else ", or in / for a folder"
+        raise SfumatoError(f"{out} has no known kind: end it in {', '.join(kinds)}{more}")
     if folder and path.exists() and not path.is_dir():
         raise SfumatoError(f"{out} is a file, not a folder: give another name")
     if not folder and path.is_dir():
