@@ -162,8 +162,8 @@ def projected(
     weight = even[order] / even.sum()
     above = (high * weight).cumsum(0) - high * weight.cumsum(0)  # E (w - b)+ at b = high
     bound = float(high[int((above <= LOST).sum()) - 1].clamp(1.0, highest))
-    every = tuple(tuple(log[group].tolist()) for log, group in zip(logs, groups, strict=True))
-    return RowWeights(edges, every, bound, trees, mean)
+    own_logs = tuple(tuple(log[group].tolist()) for log, group in zip(logs, groups, strict=True))
+    return RowWeights(edges, own_logs, bound, trees, mean)
 
 
 def _groups(table: TableSchema, edges: Any, own: Tensor) -> list[Tensor]:

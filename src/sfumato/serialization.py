@@ -278,12 +278,11 @@ def load(
 ) -> Any:
     """The model (a denoiser, a wrapped one, an autoencoder ..) in a model file or run folder, ready to use.
 
-    weights: "ema", the moving average, or "raw", the last weights of training if the file has them, of a table without
-    the weights of its rows (`calibrate`), which were fitted to draws of the average. modules: your own
-    classes that the model needs, if not registered: sf.load(path, modules=[MyNet]). base: of a file of adapters alone
-    (adapter.safetensors), the model that they were trained from, or its file or run. Weights keep the dtype in which
-    they were saved. Raises SfumatoError for a file that is missing, truncated, modified, foreign, of a newer format, or
-    that needs an unknown class.
+    weights: "ema", the moving average, or "raw", the last ones of training if the file has them, without weights of
+    rows (`calibrate`), which were fitted to the average. modules: your own classes that it needs, if not registered.
+    base: of a file of adapters alone, the model that they were trained from, or its file or run. Weights keep their
+    dtype. Raises SfumatoError for a file that is missing, truncated, modified, foreign or newer, or that needs an
+    unknown class.
     """
     if weights not in ("ema", "raw"):
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 import sfumato as sf
-from sfumato.diagnostics.summary import copies_words
+from sfumato.diagnostics.sentences import copies_words
 from sfumato.metrics import Association, Copies, Kolmogorov, RowsC2ST, TotalVariation, Utility, evaluate
 from sfumato.metrics.tables import Rows, associated
 from sfumato.training.console import Silent

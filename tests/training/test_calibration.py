@@ -17,7 +17,7 @@ from sfumato.data import frames
 from sfumato.data.row_weights import RowWeights, Tree
 from sfumato.data.spec import DataSpec
 from sfumato.data.table_schema import TableSchema
-from sfumato.diagnostics.summary import marginals_words
+from sfumato.diagnostics.sentences import marginals_words
 from sfumato.errors import SfumatoError
 from sfumato.sampling import TRIES
 from sfumato.training.averages import WIDTHS, average

@@ -31,7 +31,7 @@ from sfumato.data.lengths import Lengths
 from sfumato.data.opening import lengthened
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
-from sfumato.diagnostics.summary import copies_words
+from sfumato.diagnostics.sentences import copies_words
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, counted, whole
 from sfumato.guidance import guide
@@ -260,8 +260,7 @@ def compare(
 
     train: rows of the source; unseen: another source, or the same, and its rows; twins: some of the training rows.
     searched: the largest number of training samples to search. told: each sample was given the conditions of its twin,
-    which tell that from all others; like the twin itself it is then compared with the others alone. chance: see
-    `Memorization`.
+    which tell that from all others; like the twin itself it is then compared with the others alone. chance: as there.
     """
     other, held = unseen
     if not len(held) or len(train) < 2 or not len(generated):
