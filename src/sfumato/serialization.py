@@ -280,9 +280,8 @@ def load(
 
     weights: "ema", the moving average, or "raw", the last ones of training if the file has them, without weights of
     rows (`calibrate`), which were fitted to the average. modules: your own classes that it needs, if not registered.
-    base: of a file of adapters alone, the model that they were trained from, or its file or run. Weights keep their
-    dtype. Raises SfumatoError for a file that is missing, truncated, modified, foreign or newer, or that needs an
-    unknown class.
+    base: of a file of adapters alone, the model that they were trained from, or its file or run. The dtype is that of
+    the file. Raises SfumatoError for a file that is missing, damaged, foreign, newer or of an unknown class.
     """
     if weights not in ("ema", "raw"):
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
