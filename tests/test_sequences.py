@@ -78,6 +78,30 @@ def test_the_likelihood_is_that_of_the_steps_that_are_there():
         [density(one) for one in longest], dtype=torch.float64), atol=2e-3)  # fmt: skip
 
 
+def test_latents_are_those_of_the_steps_that_are_there():
+    """Of walks with the covariance R up to their ends the flow is z = R^(-1/2) x, and leads back to each walk."""
+    x, model = walks(24), exact(60)[1]
+    z = sf.encode(model, x, steps=32)
+    assert z.shape == (24, 1, STEPS[-1]) and [int(end) for end in ends(z)] == [len(one) for one in x]
+    for one, latent in zip(x, z, strict=True):
+        lag = torch.arange(len(one))
+        values, vectors = torch.linalg.eigh(RHO ** (lag[:, None] - lag).abs().double())
+        wanted = vectors @ ((vectors.T @ torch.as_tensor(one)[:, 0].double()) / values.sqrt())
+        assert torch.allclose(latent[0, : len(one)].double(), wanted, atol=2e-3)
+    for one, back in zip(x, sf.decode(model, z, steps=32), strict=True):
+        assert back.shape == one.shape and torch.allclose(back, torch.as_tensor(one).to(back), atol=1e-4)
+    alike = [one for one in x if len(one) == STEPS[0]]
+    ((a, b),) = sf.interpolate(model, alike[:2], alike[2:4], 0.0, steps=16)
+    assert torch.allclose(a, torch.as_tensor(alike[0]).to(a), atol=1e-3) and b.shape == alike[1].shape
+    other = next(one for one in x if len(one) != STEPS[0])
+    refused("Latents of sequences to interpolate must be of one length",
+            lambda: sf.interpolate(model, alike[:1], [other], 0.5, steps=2))  # fmt: skip
+    refused("An attribute is a direction for all steps", lambda: sf.latents.attribute(model, alike, alike, steps=2))
+    hole = np.array(x[0])
+    hole[0] = np.nan
+    refused("encode needs every step of a sequence", lambda: sf.encode(model, [hole], steps=2))
+
+
 def network(kind, channels=2, length=9, heard=True):
     torch.manual_seed(0)
     given = {MISSING: {"kind": "missing", "shape": [channels, length]}} if heard else None
@@ -107,14 +131,19 @@ def test_what_is_padded_changes_neither_loss_nor_gradient(kind):
 
 
 def test_attention_is_that_of_the_shorter_sequence():
-    """With masked patches a network says of a padded sequence what it says of the sequence alone."""
-    for kind in ("SetTransformer(width=16, depth=2, heads=2)", "DiT(width=16, depth=2, heads=2, patch=1, registers=2)"):
-        long, short = network(kind, length=9), network(kind, length=4)
+    """With masked patches a network says of a padded sequence what it says of the sequence alone, and at its cost."""
+    for kind in ("SetTransformer(width=16, depth=2, heads=2)", "DiT(width=16, depth=2, heads=2, patch=1, registers=2)",
+                 "DiT(width=16, depth=2, heads=2, patch=2, positions='rotary')"):  # fmt: skip
+        long, short, tokens = network(kind, length=9), network(kind, length=4), []
+        for net in (long, short):
+            net.blocks[0].register_forward_pre_hook(lambda block, given, seen=tokens: seen.append(given[0].shape[1]))
         short.load_state_dict(long.state_dict())
         x, level = torch.randn(3, 2, 9), torch.rand(3)
         gaps = beyond(torch.tensor([4, 4, 4]), (2, 9))
         alone = short(x[..., :4], level, missing_values=torch.zeros(3, 2, 4))
-        assert torch.allclose(long(x, level, missing_values=gaps)[..., :4], alone, atol=1e-5), kind
+        found = long(x, level, missing_values=gaps)
+        assert torch.allclose(found[..., :4], alone, atol=1e-5) and not found[..., 4:].any(), kind
+        assert tokens[0] == tokens[1] < 9
         assert bool(long(x, level, missing_values=torch.ones(3, 2, 9)).isfinite().all())
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.data.row_weights import Tree
+from sfumato.progress import counting
 
 TREES, EACH, DEPTH, RATE = 400, 50, 6, 0.3  # the most trees; the rows drawn for each
 CUTS, ENTRIES = 127, 16  # of an entry; that one tree looks at, drawn anew for each where there are more
@@ -37,19 +38,22 @@ def boosted(real: Tensor, drawn: Tensor, seed: int = 0) -> tuple[Tree, ...]:
     out = torch.rand(len(x), generator=draw, dtype=torch.float32) < LEFT_OUT
     trees: list[Tree] = []
     total, least, best = torch.zeros(len(x), dtype=torch.float64), math.inf, 0
-    while len(asked) and bool(out.any()):
-        loss = weight[out] * nn.functional.softplus(-sign[out] * total[out])
-        if float(loss.mean()) < least:
-            least, best, gain = float(loss.mean()), len(trees), weight[out] * math.log(2) - loss
-        if len(trees) == min(TREES, len(drawn) // EACH) or len(trees) >= best + PATIENCE:
-            sure = float(gain.mean()) > 2 * float(gain.std()) / len(gain) ** 0.5
-            return tuple(trees[:best]) if sure else ()
-        rows = torch.nonzero(~out & (torch.rand(len(x), generator=draw, dtype=torch.float32) < SEEN))[:, 0]
-        entries = asked[torch.randperm(len(asked), generator=draw)[:ENTRIES]]
-        slope = weight * sign * torch.sigmoid(-sign * total)  # of minus the loss in log r
-        bend = slope.abs() * torch.sigmoid(sign * total)
-        trees.append(_grown(codes[:, rows], cuts, entries, slope[rows], bend[rows]))
-        total += trees[-1](x)
+    most = min(TREES, len(drawn) // EACH) if len(asked) and bool(out.any()) else -1
+    with counting("Fitting trees of weights", most) as count:
+        while most >= 0:
+            loss = weight[out] * nn.functional.softplus(-sign[out] * total[out])
+            if float(loss.mean()) < least:
+                least, best, gain = float(loss.mean()), len(trees), weight[out] * math.log(2) - loss
+            if len(trees) == most or len(trees) >= best + PATIENCE:
+                sure = float(gain.mean()) > 2 * float(gain.std()) / len(gain) ** 0.5
+                return tuple(trees[:best]) if sure else ()
+            rows = torch.nonzero(~out & (torch.rand(len(x), generator=draw, dtype=torch.float32) < SEEN))[:, 0]
+            entries = asked[torch.randperm(len(asked), generator=draw)[:ENTRIES]]
+            slope = weight * sign * torch.sigmoid(-sign * total)  # of minus the loss in log r
+            bend = slope.abs() * torch.sigmoid(sign * total)
+            trees.append(_grown(codes[:, rows], cuts, entries, slope[rows], bend[rows]))
+            total += trees[-1](x)
+            count()
     return ()
 
 

@@ -3,7 +3,7 @@
     q(x) = p(x) w(x) / Z,  w(x) = r(x) prod_c f_c(interval of x_c),  r near p_data / p      P_q(interval) = P_data
 
 r is the ratio of the densities, by trees (`boosting`); were it exact, q would be the law of the data, and whatever it
-is, the factors f_c give every column of numbers its marginal: of the laws that have them q is the nearest to p r in KL
+is, the factors f_c give every column its marginal: of the laws that have them q is the nearest to p r in KL
 (Csiszar 1975, I-projection; Deming and Stephan 1940, the fit). Rejection by a ratio is that of Azadi et al. 2018
 (1810.06758). Weights above a bound of 1.25 are cut, so that of a model that is near more than half of the rows are
 accepted; the factors make up for what this does to the marginals. All is fitted once, after training, to draws of p,
@@ -15,6 +15,8 @@ model without it (`columns.Known`).
 from __future__ import annotations
 
 import math
+import sys
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,19 +25,23 @@ from torch import Tensor
 from sfumato.boosting import boosted
 from sfumato.columns import NUMBERS, uncalibrated, with_weights
 from sfumato.data import frames
-from sfumato.data.row_weights import LIMIT, RowWeights, Tree, answered, intervals, ratio
+from sfumato.data.row_weights import LIMIT, RowWeights, Tree, answered, intervals, ratio, sizes
 from sfumato.data.table_schema import TableSchema
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.imputation import table_of
+from sfumato.intervals import Interval
 from sfumato.machine import default_cpu
 from sfumato.noise import PRIOR, Noise
-from sfumato.sampling import affordable, sample
-from sfumato.state import numbers
+from sfumato.progress import CountBar, counting, reporting_to
+from sfumato.sampling import affordable, in_order, sample
+from sfumato.state import numbers, rows_of
 
 DRAWS, LEAST = 65536, 256  # of the model, half of them for trees; the fewest, and the fewest rows of training
 INTERVALS, EACH, NUMBERS_EACH = 12, 30, 64  # of a column; the draws for each factor, the numbers in each interval
+LEVEL_EACH = 512  # draws of a level of a category with a factor of its own: its share is known to 4 % of itself
 MOST = 1 << 16  # rows of training that are looked at
+_PART = 4096  # rows that are drawn between two counts
 ROUNDS = 50  # of fitting
 LOST, HIGHEST = 0.005, 1.25  # the weight that the bound leaves out, and the highest bound
 
@@ -44,7 +50,8 @@ class Calibration(NamedTuple):
     """Weights that were fitted at the end of a run: the draws that they took, what they changed.
 
     accepted: the share of draws that they accept. kolmogorov: the mean KS distance of the numbers from `rows` held-out
-    rows, without the weights, with them, and of training rows; None if too few rows are held out, or without numbers.
+    rows, without the weights, with them, and of training rows, with intervals; None if too few rows are held out, or
+    without numbers.
     """
 
     weights: RowWeights
@@ -52,28 +59,32 @@ class Calibration(NamedTuple):
     seconds: float
     rows: int
     accepted: float
-    kolmogorov: tuple[float, float, float] | None
+    kolmogorov: tuple[Interval, Interval, Interval] | None
 
     def to_dict(self) -> dict[str, Any]:
         found = {"draws": self.draws, "seconds": self.seconds, "rows": self.rows, "accepted": self.accepted}
-        found |= {"trees": len(self.weights.trees), "numbers": len(self.weights.logs)}
-        return found | dict(zip(("before", "after", "real"), self.kolmogorov or (), strict=False))
+        found |= {"trees": len(self.weights.trees), "numbers": len(self.weights.edges)}
+        judged = (each.to_dict() for each in self.kolmogorov or ())
+        return found | dict(zip(("before", "after", "real"), judged, strict=False))
 
 
 @default_cpu()
-def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World = ALONE) -> Any:
+def calibrate(
+    model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World = ALONE, progress: bool = True
+) -> Any:  # fmt: skip
     """The model of a table whose rows are nearer to those of `data`, by n draws of it; parameters are shared.
 
         a row x is accepted with probability min(w(x), b) / b, else drawn again, at most 32 times
 
-    w is the ratio of the densities of `data` and the model as boosted trees have it, times a factor for each column of
-    numbers, by the twelfth of its training rows that the number is in, or its empty cell, such that accepted rows have
-    the marginals of `data`; b is from 1 to 1.25. Fewer draws have fewer intervals, and fewer trees.
+    w is the ratio of the densities of `data` and the model as boosted trees have it, times a factor for each column, by
+    the twelfth of its training rows that a number is in, by its empty cell, or by the level of a category that is drawn
+    often enough, such that accepted rows have the marginals of `data`; b is from 1 to 1.25. Fewer draws have fewer
+    factors, and fewer trees.
     data: the rows of the training, a frame or the path of a file, or vectors (N, D) of the model's table.
-    `uncalibrated` takes it back.
+    progress: whether stderr shows how far it is, if it takes longer than two seconds. `uncalibrated` takes it back.
 
-    Without trees and without columns of numbers it is the model as it is. Raises SfumatoError for a model of no table,
-    and fewer than 256 rows or draws.
+    Where no tree and no factor is found it is the model as it is. Raises SfumatoError for a model of no table, and
+    fewer than 256 rows or draws.
     """
     table = table_of(model, "calibrate")
     x = data if isinstance(data, Tensor) else table.encode(frames.columns_of(frames.arrow_of(data), table))
@@ -89,8 +100,9 @@ def calibrate(model: Any, data: Any, n: int = DRAWS, seed: int = 0, world: World
             raise SfumatoError(f"calibrate needs symbols from 0 to {states - 1} of the column {name!r} in the rows.")
     half, seed = whole("n, the number of draws,", n, LEAST) // 2, whole("seed", seed, least=None)
     affordable(2 * half, dict(model.process.shapes))
-    seen, others = (draws(model, half, seed + i, world) for i in range(2))
-    found = fitted(table, seen, others, x)
+    with reporting_to(CountBar(sys.stderr)) if progress and world.leads else nullcontext():
+        seen, others = (draws(model, half, seed + i, world) for i in range(2))
+        found = fitted(table, seen, others, x)
     return with_weights(model, None if found.even else found)
 
 
@@ -105,9 +117,13 @@ def draws(model: Any, n: int, seed: int = 0, world: World = ALONE) -> Tensor:
         width = process.shapes[NUMBERS][0]
         points = torch.quasirandom.SobolEngine(width, True, source.seed % 2**31).draw(n, dtype=torch.float64)
         noise[NUMBERS] = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).to(noise[NUMBERS])
-    z = sample(plain, z=process.prior(noise), seed=source.seed, normalised=True, world=world)
-    rows: Tensor = plain.spec.denormalise(process.table(z))
-    return rows
+    prior, found = process.prior(noise), []
+    with counting("Drawing rows to fit weights to", n) as count:
+        for part in in_order(plain, n, _PART * world.size):
+            z = sample(plain, z=rows_of(prior, part), index=part, seed=source.seed, normalised=True, world=world)
+            found.append(plain.spec.denormalise(process.table(z)))
+            count(len(part))
+    return torch.cat(found)
 
 
 def fitted(table: TableSchema, seen: Tensor, others: Tensor, x: Tensor) -> RowWeights:
@@ -135,17 +151,37 @@ def projected(
     x, every = _some(x), drawn if seen is None else torch.cat((seen, drawn))
     edges = _edges(table, drawn, x)
     own, all_own, real = (intervals(table, edges, rows) for rows in (drawn, every, x))
-    fields = [field for field in table.fields if field.numeric]
-    sizes = [len(cuts) + (each.states[0] if each.states else 1) for cuts, each in zip(edges, fields, strict=True)]
-    even, _ = _raked(own, torch.ones(len(drawn), dtype=torch.float64), _shares(all_own, sizes), math.inf)
-    w, logs = _raked(own, even * ratio(trees, table, drawn).exp(), _shares(real, sizes), highest)
+    groups = _groups(table, edges, own)
+    own, all_own, real = (_within(groups, at) for at in (own, all_own, real))
+    several = [int(group.max()) + 1 for group in groups]
+    even, _ = _raked(own, torch.ones(len(drawn), dtype=torch.float64), _shares(all_own, several), math.inf)
+    w, logs = _raked(own, even * ratio(trees, table, drawn).exp(), _shares(real, several), highest)
     w /= even
     mean = float((w * even).sum() / even.sum())
     high, order = (w / mean).sort(descending=True)
     weight = even[order] / even.sum()
     above = (high * weight).cumsum(0) - high * weight.cumsum(0)  # E (w - b)+ at b = high
     bound = float(high[int((above <= LOST).sum()) - 1].clamp(1.0, highest))
-    return RowWeights(edges, tuple(tuple(each.tolist()) for each in logs), bound, trees, mean)
+    own_logs = tuple(tuple(log[group].tolist()) for log, group in zip(logs, groups, strict=True))
+    return RowWeights(edges, own_logs, bound, trees, mean)
+
+
+def _groups(table: TableSchema, edges: Any, own: Tensor) -> list[Tensor]:
+    """The number of each interval of a column among those that have a factor of their own; levels of a category that
+    are seldom among rows in the intervals `own` share one."""
+    found, most = [], len(own) // (EACH * len(table.fields))
+    for column, size in enumerate(sizes(table, edges)):
+        group, counts = torch.arange(size), torch.bincount(own[:, column], minlength=size)
+        if column >= table.numbers:
+            often = (counts >= LEVEL_EACH) & (counts.argsort(descending=True, stable=True).argsort() < most)
+            group = torch.where(often, often.cumsum(0) - int(often.all()), 0)
+        found.append(group)
+    return found
+
+
+def _within(groups: list[Tensor], at: Tensor) -> Tensor:
+    """Intervals `at` (N, C) as their groups."""
+    return torch.stack([group[at[:, column]] for column, group in enumerate(groups)], 1)
 
 
 def _raked(at: Tensor, w: Tensor, targets: list[Tensor], highest: float) -> tuple[Tensor, list[Tensor]]:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.conditions import resolve
+from sfumato.conditions import resolve, without_gaps
+from sfumato.data.lengths import beyond, ends
 from sfumato.errors import SfumatoError
 from sfumato.machine import default_cpu
 from sfumato.model import Model, compute_dtype
@@ -46,13 +47,17 @@ def encode(
 
     Costs 4 steps calls of the model. sigma_min: the noise level where the flow starts, as in `log_prob`; x is treated
     as a state at that level. normalised=True takes x in the model's units. label=... as in `sample`: encoding under one
-    label and decoding under another edits the sample. SfumatoError if x does not match the model's spec.
+    label and decoding under another edits the sample. Of sequences of several lengths, a list, latents are NaN beyond
+    the ends, as the flow is that of the steps that are there. SfumatoError if x does not match the model's spec.
     """
-    process = _require_flow(model)
+    process, ragged = _require_flow(model), _lengths(model) is not None
     spec = None if normalised else getattr(model, "spec", None)
     if spec is not None:
-        spec.check(x)
-    x = samples(x if spec is None else spec.normalise(x), "encode")
+        x = spec.together(x)
+        spec.check(x, whole=not ragged)
+    x = samples(x if spec is None else spec.normalise(x), "encode", ragged)
+    if ragged and not torch.equal(x.isnan(), beyond(ends(x), x.shape[1:]).bool()):
+        raise SfumatoError("encode needs every step of a sequence up to its end, and some are missing: fill them.")
     return _flow(model, process.data(x.double()), steps, sigma_min, batch, cond, back=False)
 
 
@@ -65,16 +70,23 @@ def decode(
     batch: int = 256,
     normalised: bool = False,
     **cond: Any,
-) -> Tensor:
+) -> Any:
     """x = Phi_{1 -> 0}(z_1): samples (B, *shape) in user units and dtype, the inverse of `encode` for equal arguments.
 
-    As in `sample`, integer data are rounded and clipped to their declared bounds; normalised=True keeps the model's
-    units.
+    As in `sample`, integer data are rounded and clipped to their declared bounds, and sequences of several lengths are
+    a list; normalised=True keeps the model's units.
     """
-    process = _require_flow(model)
+    process, law = _require_flow(model), _lengths(model)
     spec = None if normalised else getattr(model, "spec", None)
     x = process.table(_flow(model, latent, steps, sigma_min, batch, cond, back=True))
-    return x if spec is None else spec.denormalise(x)
+    if spec is None or law is None:
+        return x if spec is None else spec.denormalise(x)
+    return law.cut(spec.denormalise(x.nan_to_num(0.0)), ends(latent))
+
+
+def _lengths(model: Any) -> Any:
+    """The law of the lengths of a model's sequences; None for samples of one shape."""
+    return getattr(getattr(model, "spec", None), "lengths", None)
 
 
 def _require_flow(model: Model) -> Any:
@@ -89,16 +101,20 @@ def _flow(
 ) -> Tensor:
     function = decode if back else encode
     refuse_arguments(function, model, cond)
-    state = samples(state, function.__name__)
+    ragged = _lengths(model) is not None
+    state = samples(state, function.__name__, ragged)
     conditions, device = resolve(model, cond, len(state)), getattr(model, "device", state.device)
-    out = []
+    gaps, out = state.cpu().isnan(), []
+    if ragged:  # the network sees none of what lies beyond an end
+        state, conditions = without_gaps(state, conditions)
     for part in torch.arange(len(state)).split(batch):
         field = field_of(model, conditions.rows(part).to(device), steps, sigma_min)
         clean, noise = field.track.norm[0] / field.track.alpha[0], field.track.norm[-1]
         start, stop = (noise, clean) if back else (clean, noise)
         *_, (_, w) = field.walk(state[part].to(device, torch.float64) / start, back)
         out.append((stop * w).to(compute_dtype(model)).cpu())
-    return torch.cat(out)
+    found = torch.cat(out)
+    return found.masked_fill(gaps, math.nan) if ragged else found
 
 
 def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
@@ -114,6 +130,9 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
         )
     p = torch.as_tensor(share, dtype=torch.float64, device=a.device).expand(len(a))
     u, v = a.flatten(1).double(), b.flatten(1).double()
+    if not torch.equal(u.isnan(), v.isnan()):
+        raise SfumatoError("Latents of sequences to interpolate must be of one length.")
+    u, v = u.nan_to_num(0.0), v.nan_to_num(0.0)
     cosine = (u * v).sum(1) / (u.norm(dim=1) * v.norm(dim=1)).clamp_min(1e-300)
     angle = torch.acos(cosine.clamp(-1, 1))
     if bool((math.pi - angle < 1e-6).any()):
@@ -122,12 +141,14 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     sine = torch.where(parallel, 1.0, torch.sin(angle))
     first = torch.where(parallel, 1 - p, torch.sin((1 - p) * angle) / sine)
     second = torch.where(parallel, p, torch.sin(p * angle) / sine)
-    return (first[:, None] * u + second[:, None] * v).reshape(a.shape).to(a.dtype)
+    found = (first[:, None] * u + second[:, None] * v).reshape(a.shape).to(a.dtype)
+    return found.masked_fill(a.isnan(), math.nan)
 
 
 @default_cpu()
-def interpolate(model: Any, a: Any, b: Any, shares: float | Sequence[float], **how: Any) -> Tensor:
-    """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units.
+def interpolate(model: Any, a: Any, b: Any, shares: float | Sequence[float], **how: Any) -> Any:
+    """decode(slerp(encode(a), encode(b), p)) for each p of `shares`: (len(shares), B, *shape) in user units, of
+    sequences of several lengths a list for each p; a and b are then as long.
 
     `how` is passed to `encode` and `decode`: steps, label, ... Of an `UnCLIP` pair the way is that of the embeddings,
     each decoded from the same noise, and `how` is passed to `sample`. Source of that: 2204.06125, Sec. 3.2.
@@ -140,7 +161,8 @@ def interpolate(model: Any, a: Any, b: Any, shares: float | Sequence[float], **h
     start, end = (encode(model, x, **how) for x in (a, b))
     # of equal variance, as a sphere is meant
     unit = model.process.prior(torch.ones_like(start)) if isinstance(model.process, Spectral) else 1.0
-    return torch.stack([decode(model, slerp(start / unit, end / unit, p) * unit, **how) for p in shares])
+    found = [decode(model, slerp(start / unit, end / unit, p) * unit, **how) for p in shares]
+    return found if _lengths(model) is not None else torch.stack(found)
 
 
 @default_cpu()
@@ -171,4 +193,7 @@ def attribute(model: Model, having: Any, lacking: Any, **how: Any) -> Tensor:
     having, lacking: samples (B, *shape) in user units with and without the attribute. Source: Kingma and Dhariwal 2018
     (1807.03039), Sec. 6.2, in the latents of the ODE (2011.13456, App. D.4).
     """
-    return encode(model, having, **how).mean(0, keepdim=True) - encode(model, lacking, **how).mean(0, keepdim=True)
+    both = [encode(model, x, **how) for x in (having, lacking)]
+    if any(bool(each.isnan().any()) for each in both):
+        raise SfumatoError("An attribute is a direction for all steps: give sequences of the full length.")
+    return both[0].mean(0, keepdim=True) - both[1].mean(0, keepdim=True)

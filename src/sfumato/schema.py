@@ -156,7 +156,7 @@ def figure(value: Any, where: str) -> None:
 
 def number(low: float = -LARGEST, high: float = LARGEST) -> Check:
     """A number from low to high, never NaN; by default any that is finite."""
-    limits = "" if high >= LARGEST else f" from {low:g} to {high:g}"
+    limits = (f" from {low:g}" if low > -LARGEST else "") + (f" to {high:g}" if high < LARGEST else "")
     wanted = f"a {'' if high == math.inf else 'finite '}number{limits}"
 
     def check(value: Any, where: str) -> None:
@@ -218,6 +218,8 @@ def either(wanted: str, *checks: Check) -> Check:
 def listed(check: Check, least: int = 0, most: int = COUNTED) -> Check:
     """A list of values that each pass the check."""
     wanted = f"a list of {least}" if least == most else f"a list of {least} or more" if least else "a list"
+    if least < most < COUNTED:
+        wanted = f"a list of {least} to {most:,}"
 
     def each(value: Any, where: str) -> None:
         if not isinstance(value, list | tuple) or not least <= len(value) <= most:

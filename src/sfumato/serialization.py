@@ -26,6 +26,7 @@ from sfumato import __version__, registry, schema, trees
 from sfumato.adapters import completed
 from sfumato.autoregressive import Autoregressive
 from sfumato.cascade import Staged
+from sfumato.columns import uncalibrated
 from sfumato.data import DataSpec
 from sfumato.data.spec import in_json as spec_in_json
 from sfumato.errors import SfumatoError, an, counted, place
@@ -277,11 +278,10 @@ def load(
 ) -> Any:
     """The model (a denoiser, a wrapped one, an autoencoder ..) in a model file or run folder, ready to use.
 
-    weights: "ema", the moving average, or "raw", the last weights of training if the file has them. modules: your own
-    classes that the model needs, if not registered: sf.load(path, modules=[MyNet]). base: of a file of adapters alone
-    (adapter.safetensors), the model that they were trained from, or its file or run. Weights keep the dtype in which
-    they were saved. Raises SfumatoError for a file that is missing, truncated, modified, foreign, of a newer format, or
-    that needs an unknown class.
+    weights: "ema", the moving average, or "raw", the last ones of training if the file has them, without weights of
+    rows (`calibrate`), which were fitted to the average. modules: your own classes that it needs, if not registered.
+    base: of a file of adapters alone, the model that they were trained from, or its file or run. The dtype is that of
+    the file. Raises SfumatoError for a file that is missing, damaged, foreign, newer or of an unknown class.
     """
     if weights not in ("ema", "raw"):
         raise SfumatoError(f"weights must be 'ema' or 'raw', not {weights!r}.")
@@ -308,7 +308,7 @@ def load(
     _fill(model, state, path)
     for _, part in parts(model):
         part.to(device).eval().requires_grad_(False)
-    return model
+    return uncalibrated(model) if weights == "raw" else model  # weights of rows were fitted to the average
 
 
 def _base(whole: Mapping[str, Any], base: Any, path: Path) -> Any:

@@ -148,7 +148,7 @@ def test_json_is_one_object_and_words_go_elsewhere(call, models):
         ("--steps 0", "steps must be at least 1, not 0"),
         ("--steps -3", "steps must be at least 1, not -3"),
         ("--solver huen", "did you mean 'heun'?"),
-        ("--class cat", "there is no class 'cat'; the classes are: 0 3, 1 5, 2 9"),
+        ("--class cat", "there is no class 'cat'; the classes are: 3, 5, 9"),
         ("-n 0", "-n must be at least 1"),
         ("--batch 0", "--batch must be at least 1"),
         ("--first -1", "--first must be at least 0"),

@@ -137,7 +137,7 @@ def test_mistakes_are_one_sentence(call, trees, tmp_path, models):
     Path("texts.csv").write_text("text\n" + "".join(f"the cat number {i}\n" for i in range(30)))
     np.save("x.npy", np.zeros(3))
     for words, said in (
-        (["sample", run, "-o", "x.npz"], "end it in .csv, .tsv, .parquet, .feather"),
+        (["sample", run, "-o", "x.npz"], "end it in .csv, .tsv, .parquet, .feather."),
         (["sample", run, "-o", "folder/"], "a table is one file"),
         (["sample", run, "--given", "tree=elm", "-o", "x.csv"], "no level 'elm'"),
         (["sample", run, "--given", "tree=oak", "--given", "tree=elm", "-o", "x.csv"], "two values of 'tree'"),

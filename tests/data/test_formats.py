@@ -4,6 +4,7 @@ Each file is written by the package itself; what is not installed is skipped.
 """
 
 import json
+import shutil
 import sys
 import zipfile
 
@@ -118,7 +119,47 @@ def test_hdf5_groups_loops_and_damage():
     refused("empty.h5", "has no array with one entry a sample: it holds nothing")
     with h5py.File("ragged.h5", "w") as file:
         file.create_dataset("walks", (20,), dtype=h5py.vlen_dtype(np.dtype("f4")))
-    refused("ragged.h5", "arrays of several lengths in 'walks': save each as a dataset of its own")
+        file.create_dataset("runs", (20,), dtype=h5py.vlen_dtype(np.dtype("f4")))
+    refused("ragged.h5", "arrays of several lengths in 'runs', 'walks', and a row of numbers for each sample in one")
+
+
+def test_rows_of_several_lengths_in_a_dataset_are_sequences(capsys):
+    h5py = pytest.importorskip("h5py")
+    walks = [np.arange(3 + i % 4, dtype=np.float32) + i for i in range(20)]
+
+    def write(path, rows, dtype="f4", **beside):
+        with h5py.File(path, "w") as file:
+            dataset = file.create_dataset("walks", (len(rows),), dtype=h5py.vlen_dtype(np.dtype(dtype)))
+            for i, row in enumerate(rows):
+                dataset[i] = row
+            for name, values in beside.items():
+                file[name] = values
+
+    write("a.h5", walks, site=np.arange(20) % 3)
+    source = data.open("a.h5")
+    assert source.layout == "L" and source.shape == (1, 6) and "site" in source.conditions
+    for row, walk in zip(source.x, walks, strict=True):
+        assert row[0, : len(walk)].tolist() == walk.tolist() and bool(row[0, len(walk) :].isnan().all())
+    assert main(["train", "a.h5", "-o", "run", "--net", "tiny", "--steps", "2", "--batch", "8"]) == 0
+    assert main(["sample", "run", "-n", "3", "--steps", "2", "-o", "out.npz"]) == 0
+    write("empty.h5", [*walks[:3], np.zeros(0)])
+    refused("empty.h5", "has a sequence without a step, number 3: leave it out")
+    write("whole.h5", [walk.astype(int) for walk in walks], "i4")
+    assert "int32" in data.open("whole.h5").notes[0]
+    write("images.h5", walks, x=KELVIN)  # beside samples they are not read
+    assert data.open("images.h5").shape == (1, 8, 8)
+
+
+def test_labels_that_are_whole_numbers_come_back_as_these(capsys):
+    h5py = pytest.importorskip("h5py")
+    for values in (np.array([3, 10, 7, -2] * 10), np.array(["3", "07", "x", "1"] * 10, dtype=object)):
+        hdf5("a.h5", x=KELVIN, label=values)
+        back, _ = drawn("a.h5", "out.h5", number=8)
+        with h5py.File("out.h5") as file:
+            found = file["label"][:] if values.dtype != object else file["label"].asstr()[:]
+        assert set(found.tolist()) <= set(values.tolist()) and found.dtype.kind == values.dtype.kind
+        assert set(back.classes) <= set(data.open("a.h5").classes)
+        shutil.rmtree("run")
 
 
 def test_netcdf():

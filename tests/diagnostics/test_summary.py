@@ -12,6 +12,7 @@ import sfumato as sf
 from consoles import Heard
 from sfumato import nets, noise, serialization
 from sfumato.diagnostics import summary
+from sfumato.diagnostics.sentences import marginals_words
 from sfumato.diagnostics.triples import Triples
 from sfumato.folder import read
 from sfumato.metrics import evaluate
@@ -190,7 +191,7 @@ def test_after_pairs_a_translation_is_proposed(whole):
 def test_weights_that_few_held_out_rows_cannot_judge_say_so():
     found = {"draws": 1024, "seconds": 1.0, "accepted": 0.5}
     for rows, few in ((0, "0 held-out rows are"), (1, "1 held-out row is"), (90, "90 held-out rows are")):
-        words = summary.marginals_words({**found, "rows": rows})
+        words = marginals_words({**found, "rows": rows})
         assert words.endswith(f"; {few} too few to judge their KS by (raise --holdout)."), words
-    words = summary.marginals_words({**found, "rows": 90, "numbers": 0, "trees": 3})
+    words = marginals_words({**found, "rows": 90, "numbers": 0, "trees": 3})
     assert words.startswith("Rows are nearer") and words.endswith("of the rows drawn."), "a table without numbers"

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 import sfumato as sf
+from sfumato.diagnostics.sentences import copies_words
 from sfumato.metrics import Association, Copies, Kolmogorov, RowsC2ST, TotalVariation, Utility, evaluate
 from sfumato.metrics.tables import Rows, associated
 from sfumato.training.console import Silent
@@ -132,3 +133,28 @@ def test_rows_of_few_categories_are_copies_by_chance(tmp_path):
     source = sf.data.open(given, conditions=run.denoiser.spec)
     assert Copies()(run.denoiser, source, *source.split(0.3)).value == 1
     assert list(evaluate(run.denoiser, given, n=40, steps=3))[:2] == ["total-variation", "association"]
+
+
+def test_rows_of_few_categories_are_no_leak(tmp_path):
+    """Rows that training rows equal by chance as often; a hold-out that was copied from training is one."""
+
+    def rows(n, seed, names="abc"):
+        draw = np.random.default_rng(seed)
+        return pa.table({name: draw.choice(["ash", "fir", "oak", "yew"], n).tolist() for name in names})
+
+    def found(rows, unseen):
+        model = sf.train(rows, str(tmp_path / str(len(list(tmp_path.iterdir())))), steps=2, net="tiny", **HOW).denoiser
+        return sf.memorization(model, rows, unseen, generated=sf.data.open(rows, conditions=model.spec).x[:100])
+
+    train = rows(400, 0)
+    for unseen in (rows(80, 1), train.slice(0, 80)):  # of 64 rows all are alike by chance
+        same = found(train, unseen)
+        assert same.leaked >= 78 and same.repeated > 390 and same.exact == 100 and same.chance
+        assert "LEAK" not in str(same) and "% of the held-out rows equal a row of training, of which" in str(same)
+        assert "100 samples equal a training sample bit for bit, 100.0% of them (held-out ones: " in str(same)
+    train = rows(400, 0, "abcdefghijkl")
+    copied, new = found(train, train.slice(0, 80)), found(train, rows(80, 1, "abcdefghijkl"))
+    assert copied.leaked == 80 and not copied.repeated and "LEAK: 80 held-out samples are" in str(copied)
+    assert not new.leaked and "held-out rows" not in str(new)
+    old = {k: v for k, v in copied.to_dict().items() if k not in ("repeated", "chance", "searched")}
+    assert "LEAK: 80" in "\n".join(copies_words(old))  # a report of before

@@ -1,6 +1,7 @@
 """Calibrated tables: rows come nearer to those of training, and have their marginals, whatever the model's are."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -10,19 +11,21 @@ from scipy import stats
 
 import sfumato as sf
 from sfumato.calibration import draws, fitted, projected
+from sfumato.cli.plan import page
 from sfumato.columns import with_weights
 from sfumato.data import frames
 from sfumato.data.row_weights import RowWeights, Tree
 from sfumato.data.spec import DataSpec
 from sfumato.data.table_schema import TableSchema
+from sfumato.diagnostics.sentences import marginals_words
 from sfumato.errors import SfumatoError
 from sfumato.sampling import TRIES
 from sfumato.training.averages import WIDTHS, average
-from sfumato.training.console import Silent
+from sfumato.training.console import Console, Silent
 
 pa = pytest.importorskip("pyarrow")
 HOW = {"precision": "float32", "snapshots": 0, "sample_every": 0, "console": Silent(), "net": "tiny"}
-N = 3000
+N, LENGTH, HEARD = 3000, {"steps": 46, "batch": 1024, "holdout": 0.1}, io.StringIO()
 
 
 def law(n=N, seed=0):
@@ -79,11 +82,11 @@ def test_marginals_become_those_of_the_training_rows(plain, model):
     assert (size[there] == np.round(size[there], 1)).all() and size[there].max() <= real["size"].max()
 
 
-def table_of(*names):
-    """The schema of a table of continuous numbers."""
+def table_of(*names, levels=2):
+    """The schema of a table of continuous numbers and a category."""
     draw = np.random.default_rng(0)
     numbers = {name: draw.normal(size=1000) + 0.1 for name in names}
-    return sf.data.open(pa.table(numbers | {"kind": ["ash", "oak"] * 500})).table
+    return sf.data.open(pa.table(numbers | {"kind": [f"kind {i % levels}" for i in range(1000)]})).table
 
 
 def test_accepted_rows_are_the_nearest_law_with_the_right_marginals():
@@ -95,7 +98,7 @@ def test_accepted_rows_are_the_nearest_law_with_the_right_marginals():
     def rows(shares, n=40_000):
         at = np.random.default_rng(1).choice(4, n, p=shares.ravel())
         x = np.stack((at // 2, at % 2, at % 2), 1) * 2.0 - 1 + 0.5 * np.random.default_rng(2).uniform(-1, 1, (n, 3))
-        return torch.from_numpy(x)
+        return torch.from_numpy(x) * torch.tensor([1, 1, 0])  # of the one level of "kind"
 
     drawn = rows(p)
     u = torch.from_numpy(np.random.default_rng(3).uniform(size=len(drawn)))
@@ -120,6 +123,7 @@ def test_accepted_rows_have_the_dependence_of_the_data():
     """p: independent normal numbers, the data: correlated by .6 and no nearer to p in either column."""
     table, draw = table_of("a", "b"), torch.Generator().manual_seed(0)
     x, drawn = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (8000, 24_000))
+    x[:, 2] = drawn[:, 2] = 0  # of the one level of "kind"
     x[:, 1] = 0.6 * x[:, 0] + 0.8 * x[:, 1]
 
     def correlation(weights):
@@ -153,10 +157,33 @@ def test_groups_that_lie_apart_keep_their_means():
         assert abs(float(kept[own, 0].mean()) - means[group]) < 0.04
 
 
+def test_levels_of_categories_have_the_shares_of_the_training_rows():
+    """A number that follows a group, and is off in the model, would take the shares of the group with it."""
+    draw = np.random.default_rng(0)
+
+    def rows(n, shift, shares=(0.5, 0.3, 0.2)):
+        group = draw.choice(3, n, p=shares)
+        return torch.from_numpy(np.stack((group + shift + 0.5 * draw.normal(size=n), group), 1))
+
+    table, drawn, judge = table_of("a", levels=3), rows(8000, 0.3), rows(16_000, 0.3)
+    u = torch.from_numpy(draw.uniform(size=len(judge)))
+    for shares in ((0.5, 0.3, 0.2), (0.4, 0.3, 0.3)):
+        weights = projected(table, drawn, rows(8000, 0.0, shares))
+        kept = judge[weights.accepts(table, judge, u)]
+        found = torch.bincount(kept[:, 1].long(), minlength=3) / len(kept)
+        plain = judge[dataclasses.replace(weights, logs=weights.logs[:1]).accepts(table, judge, u)]  # a file of before
+        other = torch.bincount(plain[:, 1].long(), minlength=3) / len(plain)
+        apart = [float((each - torch.tensor(shares)).abs().max()) for each in (found, other)]
+        assert apart[0] < 0.025 < 0.04 < apart[1], apart
+    seldom = projected(table, drawn[:1000], rows(8000, 0.0))  # 512 draws of the first at least
+    assert not any(seldom.logs[1][1:]) or seldom.logs[1][1] == seldom.logs[1][2]
+
+
 def test_the_bound_is_as_low_as_the_weights_allow():
     """Where the model is right, few rows are rejected; rows of one law are never rejected by much."""
     table, draw = table_of("a", "b"), torch.Generator().manual_seed(0)
     x, drawn = (torch.randn(8000, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    x[:, 2] = drawn[:, 2] = 0
     weights = fitted(table, drawn[:5000], drawn[5000:], x)
     w = weights.log(table, drawn[5000:]).exp()
     assert abs(float(w.mean()) - 1) < 0.01 and not weights.trees and 1 < weights.bound < 1.3
@@ -199,11 +226,12 @@ def test_off_is_the_old_model_to_the_bit(plain, model, tmp_path):
 
 def test_weights_of_another_table_are_refused(model):
     spec, weights = model.spec, model.spec.weights
-    for edges, logs in (((), ((0.0,),)), (((0.0,),), ((0.0,),)), (((1.0, 0.0),), ((0.0, 0.0, 0.0),))):
+    for edges, logs in (((0.0,), ()), (((0.0,),), ((0.0,),)), (((1.0, 0.0),), ((0.0, 0.0, 0.0),))):
         with pytest.raises(SfumatoError, match="weights of rows need"):
             RowWeights(edges, logs, 1.5)
-    for wrong in (((), ()), (((),), ((0.0,),)), (((), ()), ((0.0,), (0.0,)))):
-        with pytest.raises(SfumatoError, match="the intervals of the numbers of their table"):
+    numbers = ((0.0, 0.0), (0.0,))
+    for wrong in (((), ()), (((),), ((0.0,),)), (((), ()), ((0.0,), (0.0,))), (((), ()), (*numbers, (0.0,)))):
+        with pytest.raises(SfumatoError, match="the intervals of the columns of their table"):
             with_weights(model, RowWeights(*wrong, 1.0))
     assert DataSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     with pytest.raises(SfumatoError, match="bound"):
@@ -213,6 +241,9 @@ def test_weights_of_another_table_are_refused(model):
             with_weights(model, dataclasses.replace(weights, trees=(Tree((place,), (0.0,), values),)))
     old = {name: each for name, each in weights.to_dict().items() if name != "trees"}
     assert RowWeights.from_dict(old) == dataclasses.replace(weights, trees=())  # a file of before
+    assert (
+        len(weights.logs) == 3 and len(with_weights(model, RowWeights(((), ()), numbers, 1.0)).spec.weights.logs) == 2
+    )
     assert isinstance(spec.table, TableSchema)
 
 
@@ -230,7 +261,8 @@ def test_known_cells_and_likelihoods_are_of_the_plain_model(plain, model):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("calibrated") / "run"
-    return sf.train(law(6000), str(path), steps=46, batch=1024, holdout=0.1, **{**HOW, "snapshots": 4})
+    console = Console(HEARD)
+    return sf.train(law(6000), str(path), **HOW | {"snapshots": 4, "console": console}, **LENGTH)
 
 
 def test_a_run_ends_with_the_weights_of_its_training_rows(run):
@@ -239,15 +271,31 @@ def test_a_run_ends_with_the_weights_of_its_training_rows(run):
     train, held = source.split(0.1)
     assert facts["rows"] == len(held) and facts["draws"] == 3060
     assert facts["seconds"] > 0 and 0.2 < facts["accepted"] < 1
-    assert facts["after"] < 0.12 and facts["real"] < 0.1 and facts["before"] > 0
+    assert facts["after"]["value"] < 0.12 and facts["real"]["value"] < 0.1 and facts["before"]["value"] > 0
+    assert all(0 <= facts[name]["low"] < facts[name]["value"] < facts[name]["high"] for name in ("before", "after"))
+    low, high = (f"{facts['after'][end]:.3f}" for end in ("low", "high"))
+    assert f"({low} to {high}) where it was" in marginals_words(facts)
+    old = {**facts, **dict.fromkeys(("before", "after", "real"), 0.1)}  # a report of before
+    assert "is 0.100 where it was 0.100, and that of training rows 0.100" in marginals_words(old)
     seen, others = (draws(model, 1530, i) for i in range(2))
     assert fitted(source.table, seen, others, source.x[train]) == model.spec.weights
+    said = "Fitting weights of rows to 3,060 draws of the model, beyond the budget (--no-calibrate leaves them out)."
+    assert said in HEARD.getvalue()
     assert "by weights fitted to 3,060 draws" in (run.path / "report.html").read_text()
     assert "accepted by weights" in model.spec.describe()[-1]
 
 
-def test_an_average_of_other_weights_has_no_weights_of_rows(run):
+def test_a_plan_says_what_the_weights_of_rows_take():
+    how = {name: each for name, each in HOW.items() if name != "console"} | LENGTH
+    found = sf.forecast(law(6000), **how)
+    assert 0 < found.parts["weights of rows"] < found.total.value and "weights of rows " in "\n".join(page(found))
+    assert not sf.forecast(law(6000), calibrate=False, **how).parts["weights of rows"]
+
+
+def test_other_weights_of_the_network_have_no_weights_of_rows(run):
     """Since they were fitted to the draws of another model."""
+    raw = sf.load(run.path, weights="raw")
+    assert raw.spec.weights is None and sf.load(run.path).spec.weights is not None and raw.provenance["holdout"] == 0.1
     model = average(run.path, WIDTHS[0])
     assert run.denoiser.spec.weights is not None and model.spec.weights is None and "average" in model.provenance
 
@@ -312,8 +360,9 @@ def test_rows_of_other_tables_are_no_marginals(tmp_path):
 
 
 def test_a_table_whose_rows_cannot_be_told_apart_has_no_weights(tmp_path, monkeypatch):
-    """Categories with no numbers: no trees and no factors, and nothing is claimed."""
+    """No trees, and levels too seldom for factors: nothing is claimed."""
     monkeypatch.setattr("sfumato.calibration.boosted", lambda real, drawn: ())
+    monkeypatch.setattr("sfumato.calibration.LEVEL_EACH", 10**6)
     draw = np.random.default_rng(0)
     rows = pa.table({name: draw.choice(["ash", "oak"], 3000).tolist() for name in "ab"})
     run = sf.train(rows, str(tmp_path / "run"), steps=60, batch=512, **HOW)
@@ -338,3 +387,14 @@ def test_mistakes_of_calibrate(plain):
     wrong[3, -1] = 7
     with pytest.raises(SfumatoError, match="calibrate needs symbols from 0 to 1 of the column"):
         sf.calibrate(plain, wrong)
+
+
+def test_calibrate_shows_how_far_it_is(plain, monkeypatch, capsys):
+    """Of draws and of trees, on stderr, where it takes longer; nothing else is printed, and nothing if asked."""
+    monkeypatch.setattr("sfumato.progress.SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("sfumato.progress.QUIET_SECONDS", 0.0)
+    model = sf.calibrate(plain, law(), 2048)
+    out, err = capsys.readouterr()
+    assert not out and "Drawing rows to fit weights to: 1,024 of 1,024" in err and "Fitting trees of weights: " in err
+    again = sf.calibrate(plain, law(), 2048, progress=False)
+    assert capsys.readouterr() == ("", "") and again.spec == model.spec

@@ -43,15 +43,13 @@ def draw(options: Any, denoiser: Any, origin: dict[str, Any], world: World) -> d
     if options.condition or options.class_ is not None:
         raise SfumatoError("what is known of the rows of a table is said by --given NAME=VALUE")
     out = world.broadcast_result(lambda: options.out or write.free("samples.csv"))
-    path = world.broadcast_result(lambda: write.check(out, frames.FILES))
-    if write.is_folder(out):
-        raise SfumatoError(f"{out} is a folder, and a table is one file: end it in {', '.join(frames.FILES)}")
+    path = world.broadcast_result(lambda: write.check(out, frames.FILES, "a table"))
     index = torch.arange(options.first, options.first + origin["number"])
     twice = [name for name, count in Counter(name for name, _ in options.given).items() if count > 1]
     if twice:
         raise SfumatoError(f"--given says two values of {twice[0]!r}: leave one out")
     plain = uncalibrated(denoiser)
-    if options.uncalibrated and plain is denoiser:
+    if options.uncalibrated and plain is denoiser and options.weights != "raw":
         warnings.warn(
             SfumatoWarning("The model has not been calibrated, so --uncalibrated changes nothing."), stacklevel=2
         )
@@ -87,9 +85,7 @@ def impute(options: Any, voice: Voice) -> None:
     """Write a table with its empty cells filled."""
     started, number = time.monotonic(), whole("-n", options.number)
     out = options.out or write.free("imputed.csv")
-    if write.is_folder(out):
-        raise SfumatoError(f"{out} is a folder, and a table is one file: end it in {', '.join(frames.FILES)}")
-    path = write.check(out, frames.FILES)
+    path = write.check(out, frames.FILES, "a table")
     paths = [path] if number == 1 else [path.with_stem(f"{path.stem}-{i + 1}") for i in range(number)]
     denoiser = serialization.load_sampler(options.model, options.weights, device_of(options.device))
     made = imputation.impute(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfumato import pictures
-from sfumato.conditions import Text
+from sfumato.conditions import Label, Text
 from sfumato.data import DataSpec, file_format
 from sfumato.data.lengths import MANIFEST
 from sfumato.errors import SfumatoError
@@ -60,15 +60,18 @@ def check_samples(out: str, number: int, spec: DataSpec) -> Path:
     return path
 
 
-def check(out: str, kinds: Collection[str]) -> Path:
-    """The path of the output, of one of these kinds.
+def check(out: str, kinds: Collection[str], one: str = "") -> Path:
+    """The path of the output, of one of these kinds. one: what is always a single file, and no folder.
 
     Raises SfumatoError, before any work is done, if it cannot be written.
     """
     path = Path(out).expanduser()
     folder = is_folder(out)
+    if folder and one:
+        raise SfumatoError(f"{out} is a folder, and {one} is one file: end it in {', '.join(kinds)}")
     if not folder and not path.name.lower().endswith(tuple(kinds)):
-        raise SfumatoError(f"{out} has no known kind: end it in {', '.join(kinds)}, or in / for a folder")
+        more = "" if one else ", or in / for a folder"
+        raise SfumatoError(f"{out} has no known kind: end it in {', '.join(kinds)}{more}")
     if folder and path.exists() and not path.is_dir():
         raise SfumatoError(f"{out} is a file, not a folder: give another name")
     if not folder and path.is_dir():
@@ -102,6 +105,7 @@ def write(
         return _folder(path, x, given, spec, facts)
     classes = {name: i for i, name in enumerate(spec.classes)}
     labels = np.array([classes.get(name, -1) for name in given["label"]]) if classes and "label" in given else None
+    given = {name: _whole(values, spec.conditions.get(name)) for name, values in given.items()}
     kind = path.suffix.lower()
     if kind == ".png" and plain and spec.kind == "image" and len(x) == 1:
         _save_image(path, _full_scale(x[0], spec), facts)
@@ -167,10 +171,19 @@ def _save_as(
         form.write(temporary, x, beside, stored, json.dumps(facts))
 
 
+def _whole(values: list[Any], condition: Any) -> list[Any]:
+    """Classes by their names, or as whole numbers where all names are those of whole numbers, as data have them."""
+    names = condition.classes if isinstance(condition, Label) else ("",)
+    whole = all(re.fullmatch(r"0|-?[1-9]\d{0,17}", name) for name in names) and None not in values
+    return [int(value) for value in values] if whole else values
+
+
 def array(values: list[Any]) -> np.ndarray:
     """Per-sample values as numbers, with NaN for None, or as text, with "" for None; names of a set are separated by
     commas."""
     first = next((value for value in values if value is not None), None)
+    if isinstance(first, int):
+        return np.array(values, np.int64)
     if isinstance(first, str):
         return np.array([value or "" for value in values])
     if isinstance(first, list) and all(isinstance(name, str) for name in first):

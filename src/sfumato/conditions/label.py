@@ -240,6 +240,7 @@ def find_class(classes: Sequence[str], wanted: str | int) -> int:
 def _unknown(classes: Sequence[str], text: str) -> str:
     close = difflib.get_close_matches(text, classes, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    listed = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:_SHOWN]))
+    plain = all(name.lstrip("-").isdigit() for name in classes)  # known by their names alone
+    listed = ", ".join(name if plain else f"{i} {name}" for i, name in enumerate(classes[:_SHOWN]))
     more = f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else ""
     return f"there is no class {text!r}{hint}; the classes are: {listed}{more}"

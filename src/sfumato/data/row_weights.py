@@ -1,10 +1,11 @@
-"""Weights of a table's rows: trees of questions to whole rows, and a factor for each column of numbers.
+"""Weights of a table's rows: trees of questions to whole rows, and a factor for each column.
 
     log w(x) = T(x) + sum_c log f_c(interval of x_c),  T(x) = sum_t v_t[leaf of x in tree t], cut at -2 and 2
     a row x ~ p is accepted with probability min(w(x), b) / b
 
 Accepted rows have the law p min(w, b) / Z. Intervals are quantiles of the training rows; what stands in the place of a
-number, a value of its own or an empty cell, has an interval of its own, and is below every cut of a tree.
+number, a value of its own or an empty cell, has an interval of its own, and is below every cut of a tree. Of a category
+each symbol is an interval.
 """
 
 from __future__ import annotations
@@ -66,21 +67,30 @@ def answered(table: TableSchema, x: Tensor) -> Tensor:
     return x
 
 
+def sizes(table: TableSchema, edges: Sequence[Sequence[float]]) -> list[int]:
+    """How many intervals each column of `intervals` has."""
+    numbers = [field for field in table.fields if field.numeric]
+    own = [len(cuts) + (each.states[0] if each.states else 1) for cuts, each in zip(edges, numbers, strict=True)]
+    return own + [states for field in table.fields if not field.numeric for states in field.states]
+
+
 def intervals(table: TableSchema, edges: Sequence[Sequence[float]], x: Tensor) -> Tensor:
-    """Which interval each number of rows x (N, D) is in, int64 (N, numbers)."""
+    """Which interval each number of rows x (N, D) is in, then the symbols of each category, int64 (N, columns)."""
     found = []
     for field, own in zip((each for each in table.fields if each.numeric), edges, strict=True):
         place, *symbol = table.places(field.name)
         at = torch.searchsorted(torch.tensor(own, dtype=torch.float64), x[:, place].double().contiguous())
         found.append(torch.where(x[:, symbol[0]] > 0, len(own) + x[:, symbol[0]].long(), at) if symbol else at)
-    return torch.stack(found, 1) if found else torch.zeros(len(x), 0, dtype=torch.long)
+    found += [x[:, place].long() for each in table.fields if not each.numeric for place in table.places(each.name)]
+    return torch.stack(found, 1)
 
 
 @dataclass(frozen=True)
 class RowWeights:
     """edges: of each column of numbers the K - 1 values, rising, between its intervals; logs: log f of the K intervals,
-    then of each symbol that stands in the place of a number; bound: b, at least 1, in units of the mean of the weights
-    of the model's rows."""
+    then of each symbol that stands in the place of a number, and after all numbers those of the symbols of each
+    category (a file of before has none); bound: b, at least 1, in units of the mean of the weights of the model's rows.
+    """
 
     edges: tuple[tuple[float, ...], ...]
     logs: tuple[tuple[float, ...], ...]
@@ -91,8 +101,8 @@ class RowWeights:
     def __post_init__(self) -> None:
         if any(len(each.places) != len(each.cuts) or len(each.values) != 2 ** len(each.cuts) for each in self.trees):
             raise SfumatoError("weights of rows need trees with a value for each answer to their questions")
-        sizes = [len(log) > len(own) for own, log in zip(self.edges, self.logs, strict=False)]
-        if len(self.edges) != len(self.logs) or not all(sizes):
+        longer = [len(log) > len(own) for own, log in zip(self.edges, self.logs, strict=False)]
+        if len(self.edges) > len(self.logs) or not all(longer):
             raise SfumatoError("weights of rows need a factor for each interval of each column")
         if any(a > b for own in self.edges for a, b in pairwise(own)):
             raise SfumatoError("weights of rows need rising edges of their intervals")
@@ -115,11 +125,11 @@ class RowWeights:
 
     def require_of(self, table: TableSchema | None) -> None:
         """Raise SfumatoError unless these are weights of rows of this table."""
-        numbers = [field for field in (table.fields if table is not None else ()) if field.numeric]
-        more = [len(log) - len(own) for own, log in zip(self.edges, self.logs, strict=True)]
-        if more != [field.states[0] if field.states else 1 for field in numbers]:
-            raise SfumatoError("weights of rows need the intervals of the numbers of their table")
-        width = table.numbers + len(table.symbols) if table is not None else 0
+        numbers, found = 0 if table is None else table.numbers, [len(log) for log in self.logs]
+        wanted = sizes(table, self.edges) if table is not None and len(self.edges) == numbers else []
+        if len(self.edges) != numbers or found not in (wanted, wanted[:numbers]):
+            raise SfumatoError("weights of rows need the intervals of the columns of their table")
+        width = numbers + len(table.symbols) if table is not None else 0
         if any(not 0 <= place < width for tree in self.trees for place in tree.places):
             raise SfumatoError("weights of rows need trees that ask about the entries of their table")
 

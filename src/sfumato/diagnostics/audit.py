@@ -53,7 +53,7 @@ def audit(
     """
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
-    require_numbers(model, "An audit", "sf.board and log_prob(...).by_level judge other models")
+    require_numbers(model, "An audit", "sf.log_prob and sf.metrics.evaluate judge other models")
     whole("samples, the draws per bin,", samples, 8)
     whole("batch, the draws at once,", batch)
     wanted, notes = _named(audits, model), list[str]()

@@ -31,7 +31,7 @@ from sfumato.data.lengths import Lengths
 from sfumato.data.opening import lengthened
 from sfumato.data.rows import Samples
 from sfumato.diagnostics.nearest import Features, Near, Space, nearest
-from sfumato.diagnostics.summary import copies_words
+from sfumato.diagnostics.sentences import copies_words
 from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, counted, whole
 from sfumato.guidance import guide
@@ -54,7 +54,9 @@ class Memorization:
     """How close a model's samples are to its training set.
 
     ratio, closer: with 95 % intervals; 1 and 1/2 if nothing is memorised. copies, copies_real: fractions of the samples
-    and of the twins. exact: samples that equal a training sample bit for bit; leaked: held-out samples that do.
+    and of the twins. exact: samples that equal a training sample bit for bit; leaked: held-out samples that do;
+    repeated: training samples that equal one of another group; chance: whether equal samples may be chance, as rows of
+    a table are: held-out ones then count as leaked into training only where they are more than repeated ones suggest.
     samples, twins, train, holdout: their numbers; pairs: the number of independent comparisons behind `closer`;
     searched: the number of training samples searched. nearest: (number of the sample, row of the data, r over the
     twins' median) of the samples closest to a training sample; shown: these samples and their neighbours, in the units
@@ -73,6 +75,8 @@ class Memorization:
     train: int
     searched: int
     holdout: int
+    repeated: int
+    chance: bool
     nearest: tuple[tuple[int, int, float], ...]
     space: str
     notes: tuple[str, ...] = ()
@@ -149,10 +153,10 @@ def memorization(
         drawn_from = model if guidance is None else guide(model, guidance)
         steps = _STEPS if steps is None and not isinstance(model, CouplingFlow) else steps
         generated = drawn(drawn_from, len(twins), steps, seed, cond, batch)
-    space = Space(getattr(model, "spec", None), features, device, unordered(model))
+    space, chance = Space(getattr(model, "spec", None), features, device, unordered(model)), source.table is not None
     if source.table is not None:
         generated, source, unseen, space = of_cells(generated, source, unseen, features)
-    return compare(generated, source, train, (unseen, rest), twins, space, seed, told=told)
+    return compare(generated, source, train, (unseen, rest), twins, space, seed, told=told, chance=chance)
 
 
 def require_distances(source: Source, unseen: Source, features: Features | None) -> None:
@@ -222,7 +226,8 @@ def _sides(
     """(source, rows of the training set, source, rows of the hold-out)."""
     source = data.open(given, labels=labels, size=size, conditions=getattr(model, "spec", None))
     if holdout is not None:
-        unseen = lengthened(data.open(holdout, size=size), source.shape[-1])
+        table = getattr(model, "spec", None) if source.table is not None else None  # by whose columns rows are read
+        unseen = lengthened(data.open(holdout, size=size, conditions=table), source.shape[-1])
         source = lengthened(source, unseen.shape[-1])
         if unseen.shape != source.shape:
             raise SfumatoError(f"Held-out samples have shape {unseen.shape}, but training samples {source.shape}.")
@@ -249,13 +254,13 @@ def choose(train: Tensor, count: int, seed: int) -> Tensor:
 
 def compare(
     generated: Tensor, source: Source, train: Tensor, unseen: tuple[Source, Tensor], twins: Tensor, space: Space,
-    seed: int = 0, searched: int | None = None, told: bool = False,
+    seed: int = 0, searched: int | None = None, told: bool = False, chance: bool = False,
 ) -> Memorization:  # fmt: skip
     """`memorization` of existing samples (S, *shape) in the units of the data.
 
     train: rows of the source; unseen: another source, or the same, and its rows; twins: some of the training rows.
     searched: the largest number of training samples to search. told: each sample was given the conditions of its twin,
-    which tell that from all others; like the twin itself it is then compared with the others alone.
+    which tell that from all others; like the twin itself it is then compared with the others alone. chance: as there.
     """
     other, held = unseen
     if not len(held) or len(train) < 2 or not len(generated):
@@ -300,7 +305,7 @@ def compare(
         closer=fraction(_closer(scores, twin_scores), pairs),
         copies=_copies(near), copies_real=_copies(own),
         exact=int((near.first.isfinite() & _equal(generated.cpu(), source.x[near.row], not source.layout)).sum()),
-        leaked=_leaked(source.x, bank, other.x, held),
+        **_equals(source.x, bank, keys[bank].tolist(), other.x, held), chance=chance,
         samples=len(scores), twins=len(twin_scores), pairs=pairs,
         train=len(train), searched=len(bank), holdout=len(held),
         nearest=tuple((i, int(near.row[i]), float(relative[i])) for i in order),
@@ -371,10 +376,14 @@ def _equal(a: Tensor, b: Tensor, gaps: bool) -> Tensor:
     return ((a == b) | alike).flatten(1).all(1)
 
 
-def _leaked(x: Samples, train: Tensor, other: Samples, held: Tensor) -> int:
-    """The number of held-out rows that equal a training row bit for bit."""
-    digests = set(_digests(x, train))
-    return sum(digest in digests for digest in _digests(other, held))
+def _equals(x: Samples, train: Tensor, groups: list[int], other: Samples, held: Tensor) -> dict[str, int]:
+    """How many held-out rows equal a training row bit for bit (leaked), and training rows one of another group
+    (repeated)."""
+    own, seen = _digests(x, train), dict[bytes, int]()
+    for digest, group in zip(own, groups, strict=True):
+        seen[digest] = group if seen.get(digest, group) == group else -1  # of several
+    leaked = sum(digest in seen for digest in _digests(other, held))
+    return {"leaked": leaked, "repeated": sum(seen[digest] < 0 for digest in own)}
 
 
 def _digests(x: Samples, rows: Tensor) -> list[bytes]:

@@ -16,6 +16,7 @@ from sfumato.data import DataSpec
 from sfumato.data.text import printable
 from sfumato.diagnostics import board_page, examples, summary
 from sfumato.diagnostics.plots import BLUE, GREEN, ORANGE, PURPLE, Line, Panel, chart, charts
+from sfumato.diagnostics.sentences import figure
 from sfumato.diagnostics.summary import Facts
 from sfumato.files import write_text
 from sfumato.progress import clock
@@ -24,7 +25,7 @@ LADDER = "ladder.json"  # of a student with a teacher (`training.ladder`)
 GRIDS = 12  # most sample grids shown
 NEAREST = "nearest.png"  # in a run's samples folder: samples closest to training samples, next to those
 _PAGES = Environment(loader=PackageLoader("sfumato.diagnostics", ""), autoescape=True, trim_blocks=True)
-_PAGES.filters |= {"clock": clock, "figure": summary.figure}
+_PAGES.filters |= {"clock": clock, "figure": figure}
 
 
 def page(title: str, subtitle: str, facts: Facts | None = None, **parts: Any) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from sfumato import folder, schema, serialization
 from sfumato.data import DataSpec
 from sfumato.diagnostics import examples
+from sfumato.diagnostics.sentences import conditions_words, copies_words, figure, marginals_words, text_words
 from sfumato.diagnostics.triples import BANDS, Triples, trend
 from sfumato.diagnostics.triples import read as triples_of
 from sfumato.errors import SfumatoError, counted
@@ -63,7 +64,8 @@ _COPIES = schema.fields(
         **dict.fromkeys(("samples", "train", "holdout", "exact", "leaked"), schema.whole(0)),
         "verdict": schema.choice("memorised", "suspect", "none"), "ratio": _INTERVAL, "closer": _INTERVAL,
         "copies": _NUMBER, "copies_real": _NUMBER, "space": schema.text, "notes": schema.listed(schema.text),
-    }
+    },
+    {"repeated": schema.whole(0), "searched": schema.whole(0), "chance": schema.flag},
 )  # fmt: skip
 _TEXT = schema.fields(
     {
@@ -77,7 +79,8 @@ _METRIC = schema.fields(
         "protocol": schema.mapping(schema.anything),
     }
 )  # fmt: skip
-_WEIGHED = schema.fields(dict.fromkeys(("draws", "rows", "seconds", "accepted"), _NUMBER), rest=_NUMBER)
+_JUDGED = dict.fromkeys(("before", "after", "real"), schema.either("a number or an interval", _NUMBER, _INTERVAL))
+_WEIGHED = schema.fields(dict.fromkeys(("draws", "rows", "seconds", "accepted"), _NUMBER), _JUDGED, rest=_NUMBER)
 _REPORT = schema.fields(
     {
         **dict.fromkeys(("step", "samples", "incidents"), schema.whole(0)),
@@ -351,68 +354,6 @@ def holdout_words(found: Facts) -> list[str]:
     return lines
 
 
-def copies_words(facts: Facts) -> list[str]:
-    """`Memorization.to_dict` in sentences."""
-    verdicts = {
-        "memorised": "MEMORISED: samples are closer to training samples than new samples would be.",
-        "suspect": "Suspect: samples tend towards training samples; check more of them.",
-        "none": "No sign of memorisation.",
-    }
-    lines = [verdicts[facts["verdict"]]]
-    if facts["ratio"]["value"] is not None:
-        lines.append(
-            "Distance to the nearest training sample over distance to the nearest held-out sample (1 for new samples): "
-            f"{figure(facts['ratio'])}"
-        )
-    lines += [
-        "Closer to the training set than a new sample (50 % if nothing is memorised): "
-        f"{figure(facts['closer'], '.1%')}",
-        f"Copies (three times closer to one training sample than to any other): {facts['copies']:.1%}; "
-        f"among new samples {facts['copies_real']:.1%}",
-        f"{counted(facts['samples'], 'sample')} of the model against {facts['train']:,} of the training set and "
-        f"{facts['holdout']:,} held out; distances in {facts['space']}.",
-    ]
-    if facts["exact"]:
-        lines.append(f"{counted(facts['exact'], 'sample equals', 'samples equal')} a training sample bit for bit.")
-    if facts["leaked"]:
-        lines.append(
-            f"LEAK: {facts['leaked']:,} held-out samples are also in the training set; the hold-out loss is too low."
-        )
-    return [*lines, *facts["notes"]]
-
-
-def conditions_words(found: Facts) -> str:
-    """A sentence on the information of the conditions, in nats."""
-    each = [f"{name} {figure(nats)}" for name, nats in found["each"].items()]
-    together = f"; all together {figure(found['together'])}" if len(each) > 1 else ""
-    beyond = " beyond the others" if len(each) > 1 else ""
-    return f"Information about a held-out sample{beyond}, in nats: {', '.join(each)}{together}."
-
-
-def text_words(found: Facts) -> str:
-    """A sentence on the bits per character."""
-    error = "unknown" if (stderr := found["model"]["stderr"]) is None else f"{stderr:.3f}"
-    return (
-        f"Bits per character of held-out text: {figure(found['model'], '.3f')}, standard error {error}, from "
-        f"{found['windows']:,} windows; order 0 has {found['order0']:.3f}, xz {found['xz']:.3f} of all "
-        f"{found['characters']:,} characters."
-    )
-
-
-def marginals_words(found: Facts) -> str:
-    """A sentence on the calibration of a table's rows."""
-    fit = "Rows are nearer to those" if found.get("trees") else "Numbers have the marginals of the rows"
-    accepted = f"{100 * found['accepted']:.0f} % of the rows drawn"
-    fit += f" of training by weights fitted to {found['draws']:,} draws, which accept {accepted}"
-    if "after" not in found:
-        few = f"; {counted(found['rows'], 'held-out row is', 'held-out rows are')} too few to judge their KS by"
-        return f"{fit}{few} (raise --holdout)." if found.get("numbers", 1) else f"{fit}."
-    return (
-        f"{fit}: the mean KS of their numbers to {found['rows']:,} held-out rows is {found['after']:.3f} where it was "
-        f"{found['before']:.3f}, and that of training rows {found['real']:.3f} (sample --uncalibrated leaves them out)."
-    )
-
-
 def metrics_words(found: Facts) -> str:
     """A sentence on the metrics of samples."""
     parts = []
@@ -445,15 +386,6 @@ def time_words(found: Facts) -> str:
         if name in shares
     ]
     return ", ".join([f"Of the time, evaluation took {found['evaluation']:.1%}", *kept]) + "."
-
-
-def figure(found: Facts, kind: str = ".3g") -> str:
-    """A value and its interval as text."""
-    if found["value"] is None:
-        return "-"
-    if found["low"] is None or found["high"] is None:
-        return f"{found['value']:{kind}} (no interval)"
-    return f"{found['value']:{kind}} ({found['low']:{kind}} to {found['high']:{kind}})"
 
 
 def runs(places: Sequence[str | os.PathLike[str]]) -> list[Path]:

@@ -110,7 +110,7 @@ def views(
     """
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
-    require_numbers(model, "The eight views", "sf.log_prob and sf.sample serve other models")
+    require_numbers(model, "The page of eight views", "sf.log_prob and sf.sample serve other models")
     whole("samples", samples, 16)
     whole("batch, the samples at once,", batch)
     notes: list[str] = []

@@ -51,8 +51,9 @@ class DiT(Patched):
     one register, in every block but the last, with one attention (MM-DiT, 2403.03206); `any_size`: also take x of other
     resolutions and aspects, with positions of the same extent, or of the same spacing where rotary; `checkpoint`:
     compute the blocks again in the backward pass instead of storing their activations.
-    Patches whose values are all missing (a condition of this kind) are not attended to, as if they were not there; how
-    many are there, which a softmax does not tell, is added to the conditioning vector.
+    Patches whose values are all missing (a condition of this kind) are not attended to, as if they were not there, and
+    those behind the last of a batch cost nothing: y is 0 there. How many are there, which a softmax does not tell, is
+    added to the conditioning vector.
     At initialisation each block is the identity and the output zero (adaLN-Zero). Samples of a batch do not interact.
     Raises SfumatoError for impossible sizes, an x of another shape, or an unknown label.
     """
@@ -150,6 +151,10 @@ class DiT(Patched):
         if self.count is not None:
             number = vector.new_full((len(x),), count) if mask is None else mask.sum(1)
             vector = vector + self.count(sines(number.log(), FEATURES).to(vector.dtype))
+        every = count
+        if mask is not None and not torch.compiler.is_compiling():  # no sample attends to those behind the longest
+            count = int(mask.any(0).nonzero().max()) + 1
+            h, mask, turn = h[:, :count], mask[:, :count], None if turn is None else turn[:, :count]
         if self.registers is not None:
             h = torch.cat([h, self.registers.to(h.dtype).expand(len(h), -1, -1)], dim=1)
         mask = None if mask is None else F.pad(mask, (0, h.shape[1] - count), value=True)
@@ -163,7 +168,7 @@ class DiT(Patched):
             h = call(block, self.checkpoint, h, vector, mask, turn, count if joint else tokens)
         h = h[:, :count]
         scale, shift = self.modulation(vector)[:, None].chunk(2, dim=2)
-        h = self.output(torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale))
+        h = F.pad(self.output(torch.addcmul(shift, self.norm(h).to(shift.dtype), 1 + scale)), (0, 0, 0, every - count))
         return self.unpatchify(h, x.shape[2:]).to(x.dtype)
 
 

@@ -165,8 +165,9 @@ class TrainConfig:
     """Fraction of the samples in which each condition is dropped, and with several conditions also all at once, as
     guidance needs."""
     calibrate: bool = True
-    """Of a table: at the end of the run fit weights to draws of the model, by which rows are accepted, so that they are
-    nearer to those of training and have their marginals. About two of five rows are then drawn again."""
+    """Of a table: at the end of the run, beyond its budget, fit weights to draws of the model, by which rows are
+    accepted, so that they are nearer to those of training and have their marginals. About two of five rows are then
+    drawn again."""
     holdout: float = 0.05
     """Fraction of the samples held out for validation, chosen by the hash of each sample."""
     guidance: float = 2.5

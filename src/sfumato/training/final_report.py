@@ -125,11 +125,12 @@ def _copies(session: Session, made: Tensor | str) -> Memorization | str:
     most = int(_SEARCH * session.state.elapsed / (4 * count * math.prod(source.shape)))
     try:
         with session.state.spending("memorisation"), evaluating(best):
-            space = Space(best.spec, None, best.device, unordered(best))
+            space, chance = Space(best.spec, None, best.device, unordered(best)), source.table is not None
             if source.table is not None:
                 made, source, _, space = of_cells(made, source, source, None)
             unseen, twins = (source, session.holdout), _twins(session, count)
-            return compare(made, source, session.train, unseen, twins, space, seed, max(2, most), tells_apart(best))
+            told = tells_apart(best)
+            return compare(made, source, session.train, unseen, twins, space, seed, max(2, most), told, chance)
     except SfumatoError as error:
         return str(error).rstrip(".")
 

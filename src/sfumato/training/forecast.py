@@ -75,11 +75,11 @@ class Forecast:
     user's), device, precision, threads, micro (samples computed at once; fewer than a batch if memory is short), notes
     on the data. steps:
     optimiser steps in the budget; epochs: the same in epochs. step: median time of one. total: time of the whole run;
-    parts: the same for its start, its steps, the work between them and its end. memory: train, the peak resident
-    memory of this process while it rehearsed the run, and free, the memory that it may use; with an accelerator also
-    device_train and device_free. disk: the run folder by parts, with total and free. sampling: number, steps and
-    seconds of a default `sfumato sample`. before: of a latent model the forecast of its autoencoder, unless that is
-    given; all else is then of the denoiser.
+    parts: the same for its start, its steps, the work between them, the weights of rows of a table and its end. memory:
+    train, the peak resident memory of this process while it rehearsed the run, and free, the memory that it may use;
+    with an accelerator also device_train and device_free. disk: the run folder by parts, with total and free. sampling:
+    number, steps and seconds of a default `sfumato sample`. before: of a latent model the forecast of its autoencoder,
+    unless that is given; all else is then of the denoiser.
     """
 
     config: TrainConfig
@@ -222,6 +222,7 @@ def _measured(
         session.save()
         starting = time.perf_counter() - start
         costs, end, facts = _rehearsed(session, note)
+        weighing = session.state.spent.get("calibration", 0.0)
         memory = {"train": peak_memory(), **free}
         if model.device.type == "cuda":
             memory["device_train"] = torch.cuda.max_memory_reserved(model.device)
@@ -233,7 +234,7 @@ def _measured(
             config=config, facts=facts, steps=Range(steps[0], min(steps), max(steps)),
             epochs=steps[0] * config.batch / facts["train"], step=step,
             total=Range(*(starting + math.fsum(each.values()) + end for each in loops)),
-            parts={"start": starting, **loops[0], "end": end}, memory=memory,
+            parts={"start": starting, **loops[0], "weights of rows": weighing, "end": end - weighing}, memory=memory,
             disk={**disk, "total": sum(disk.values()), "free": room}, sampling=_sampling(session),
         )  # fmt: skip
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from sfumato.calibration import DRAWS, LEAST, Calibration, draws, fitted, projected
 from sfumato.data.table_schema import TableSchema
+from sfumato.intervals import Interval
 from sfumato.metrics.tables import Kolmogorov, Rows
 from sfumato.noise import PROBE, permutation, uniform
 from sfumato.noised import evaluating
+from sfumato.progress import reporting_to
 from sfumato.solver_selection import usual_steps
 from sfumato.training.session import Hook, Session
 
@@ -33,8 +35,11 @@ class Marginals(Hook):
                 "Rows have no weights: the run was too short for the draws that they are fitted to (sf.calibrate)."
             )
             return
+        session.console.note(
+            f"Fitting weights of rows to {n:,} draws of the model, beyond the budget (--no-calibrate leaves them out)."
+        )
         seed, x, held = session.config.seed, session.source.x[session.train], session.source.x[session.holdout]
-        with session.state.spending("calibration"), evaluating(best):
+        with session.state.spending("calibration"), evaluating(best), reporting_to(session.console.count):
             seen, others = (draws(best, n // 2, seed + i, session.world) for i in range(2))
             weights = fitted(table, seen, others, x)
             halves = others.chunk(2)
@@ -52,8 +57,8 @@ class Marginals(Hook):
 
 def _judged(
     table: TableSchema, drawn: Tensor, kept: Tensor, x: Tensor, held: Tensor, seed: int
-) -> tuple[float, float, float]:  # fmt: skip
+) -> tuple[Interval, Interval, Interval]:  # fmt: skip
     """The mean KS distance to held-out rows of rows drawn, of those that are accepted, and of training rows."""
     real, as_many = Rows(table, held), x[permutation(seed, 0, len(x))[: len(drawn)]]
-    found = [Kolmogorov()(Rows(table, each), real).value for each in (drawn, kept, as_many)]
+    found = [Kolmogorov()(Rows(table, each), real) for each in (drawn, kept, as_many)]
     return found[0], found[1], found[2]

@@ -32,20 +32,20 @@ class HDF5(Arrays):
             texts = {name for name, each in found.items() if h5py.check_string_dtype(each.dtype) is not None}
             arrays = {name: standing(each.shape, "U1" if name in texts else each.dtype) for name, each in found.items()}
             plain = {name: array for name, array in arrays.items() if array.dtype.kind in "biufcSU"}
-            several = [name for name, each in found.items() if h5py.check_vlen_dtype(each.dtype) is not None]
-            if several and not plain:
-                raise SfumatoError(
-                    f"{path} has arrays of several lengths in {several[0]!r}: save each as a dataset of its own, named "
-                    "by a number, walks/07"
-                )
+            rows: dict[str, np.ndarray] = {}
+            if not any(array.ndim > 1 and array.dtype.kind in "biuf" for array in plain.values()):
+                rows = _rows({name: each for name, each in found.items() if name not in texts}, path)
+                plain |= {name: standing(row.shape, row.dtype) for name, row in rows.items()}
 
             def read(name: str) -> np.ndarray:
+                if name in rows:
+                    return rows[name]
                 if name in texts:
                     return _texts(found[name], path)
                 return without_fill(found[name][()], found[name].attrs)
 
             def stored(name: str) -> Stored:
-                units = found[name].attrs.get("units")
+                units = found[name].attrs.get("units") if name in found else None
                 return {"units": units} if isinstance(units, str) else {}
 
             yield Contents(plain, read, stored)
@@ -99,6 +99,30 @@ def _require_chunks(dataset: Any, path: Path) -> None:
     """A chunk is unpacked as a whole, however few of its values the dataset has."""
     if dataset.chunks is not None:
         limits.require_file(path, standing(dataset.chunks, dataset.dtype).nbytes)
+
+
+def _rows(found: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """The rows of the dataset whose rows are arrays of several lengths, walks/0, walks/1 ..; {} if there is none.
+
+    Their lengths are known, and counted, as they are read.
+    """
+    import h5py
+
+    several = [name for name, each in found.items() if h5py.check_vlen_dtype(each.dtype) is not None]
+    if not several:
+        return {}
+    name, dataset = several[0], found[several[0]]
+    if len(several) > 1 or dataset.ndim != 1 or h5py.check_vlen_dtype(dataset.dtype).kind not in "biuf":
+        raise SfumatoError(
+            f"{path} has arrays of several lengths in {', '.join(map(repr, several))}, and a row of numbers for each "
+            "sample in one dataset is read: save each sample as a dataset of its own, named by a number, walks/07"
+        )
+    rows, nbytes = dict[str, np.ndarray](), 0
+    for i in range(len(dataset)):
+        rows[f"{name}/{i}"] = without_fill(dataset[i], dataset.attrs)
+        nbytes += rows[f"{name}/{i}"].nbytes
+        limits.require_file(path, nbytes)
+    return rows
 
 
 def _texts(dataset: Any, path: Path) -> np.ndarray:
