@@ -73,6 +73,11 @@ class FlowMap(Wrapped):
                 "itself, in fewer steps."
             )
         require_flow(process)
+        if isinstance(process, Spectral) and bool((process.schedule.sigma(0.0) > 0).any()):
+            raise SfumatoError(
+                f"The noise of {type(process).__name__} stays to the end and is small, so that what tells samples apart "
+                "is hardly heard among blurred data: it has no map of few calls. Take the process blur."
+            )
         self.form = "ddim" if isinstance(process, Interpolant) else form
         self.calls = tuple(int(count) for count in calls)
         if not self.calls or min(self.calls) < 1:
@@ -127,26 +132,12 @@ class FlowMap(Wrapped):
             d = angles.turn(process, t) - angles.ended(process, s)
             slope = torch.where(d == 0, 1.0, d / torch.where(d == 0, 1.0, d.sin()))
             y = broadcast(slope, z) * y + broadcast(torch.tan(d / 2), z) * angles.unit(process, z, t)
-        if isinstance(process, Spectral):
-            y = self._kept(y, z, t, s)
         return Estimate(z, t, process.schedule, y=y, sigma_data=process.sigma_data, named="F")
 
     def _belief(self, z: Tensor, t: Tensor, s: Tensor, cond: dict[str, Any]) -> Any:
         """The inner belief of a network that hears where the path ends."""
         end = heard(angles.ended(self.process, s, angles.angle(self.process, s)), len(z), z.device)
         return self.inner(z, t, **{UNTIL: end}, **cond)
-
-    def _kept(self, y: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The F whose step to the clean signal is where y leads to at t = 0, if there is noise there (`Heat`)."""
-        process = self.process
-        last = angles.turn(process, torch.zeros_like(s))
-        if not bool(last.any()):
-            return y
-        theta = angles.turn(process, t)
-        w, d = angles.unit(process, z, t), theta - last
-        there = (broadcast(d.cos(), z) * w + broadcast(d.sin(), z) * y) / broadcast(last.cos(), z)
-        found = (there - broadcast(theta.cos(), z) * w) / broadcast(theta.sin(), z)
-        return torch.where((s.to(z.device) == 0).reshape(-1, *[1] * (z.ndim - 1)), found, y)
 
     def predict(self, z: Tensor, t: Time, /, **cond: Any) -> Tensor:
         """The network's prediction of its target at s = t, like z."""

@@ -23,7 +23,6 @@ from sfumato.schedules import Cosine, Flow
 SHAPE = (1, 6, 6)
 SPECTRAL = {
     "blur": Blur("cosine", SHAPE, width=3.0),
-    "heat": Heat("cosine", SHAPE, width=4.0, noise=0.3),
     "coloured": Coloured("flow", SHAPE),
     "subspace": Subspace("cosine", SHAPE),
 }
@@ -220,7 +219,7 @@ class Fields:
 
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_a_map_of_coefficients_samples_as_the_flow(name: str) -> None:
-    """In one call and in three. What is left of the noise of heat at t = 0 stays."""
+    """In one call and in three."""
     law, process = fields(1), known(SPECTRAL[name])
     inner: Any = Fields(law, process)
     exact = FlowMap(inner, form="ddim")
@@ -245,6 +244,8 @@ def test_what_has_no_map_is_refused() -> None:
         FlowMap(sf.Denoiser(net, Bridge(Flow(), hears_source=False, target="x")))
     with pytest.raises(sf.SfumatoError, match="no noise that a flow map could renew"):
         FlowMap(sf.Denoiser(net, RectifiedFlow(Flow())), gamma=1.0)
+    with pytest.raises(sf.SfumatoError, match="noise of Heat stays to the end"):
+        FlowMap(sf.Denoiser(sf.nets.UNet(SHAPE, (8,), 1, (), 8), Heat("cosine", SHAPE, width=4.0)))
     blurred = FlowMap(sf.Denoiser(sf.nets.UNet(SHAPE, (8,), 1, (), 8), known(SPECTRAL["blur"])))
     with pytest.raises(sf.SfumatoError, match="under the noise of a Gaussian process"):
         DistributionMatching(blurred.inner).suits(blurred)

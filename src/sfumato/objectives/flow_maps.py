@@ -37,7 +37,7 @@ from sfumato.state import numbers_like
 CALLS = (1, 2, 4, 8)
 _FINE = 16  # steps of Heun's method from noise to data, from which held-out samples are measured
 NOISY = 1000  # numbers in a sample below which a weight by its own error would bias a noisy target
-_STILL = 1e-3  # turns of coefficients below which a path of data says nothing of their F
+STILL = 1e-3  # turns of coefficients below which a path says nothing of their F
 
 
 class Path(NamedTuple):
@@ -361,7 +361,7 @@ class Semigroup(MapLoss):
         if self.short == "teacher":
             return step(self.guide(model, path.z), path.z, path.t, m, self.steps, **path.cond)
         process = given(model.process, path.cond)
-        distance = broadcast(turn(process, path.t) - turn(process, m), path.z).clamp_min(_STILL)
+        distance = broadcast(turn(process, path.t) - turn(process, m), path.z).clamp_min(STILL)
         change = unit(process, process.corrupt(path.x, m, path.eps), m) - unit(process, path.z, path.t)
         return change / distance
 

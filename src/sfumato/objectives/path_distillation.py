@@ -30,14 +30,13 @@ from sfumato.conditions import Conditions, Given
 from sfumato.errors import SfumatoError, counted, whole
 from sfumato.flow_map import FlowMap
 from sfumato.objectives.adversary import Adversary
-from sfumato.objectives.flow_maps import CALLS, MapLoss, Path, in_units, inside, rate, square, step
+from sfumato.objectives.flow_maps import CALLS, STILL, MapLoss, Path, in_units, inside, rate, square, step
 from sfumato.objectives.taught import JOINS, Teacher
 from sfumato.process import given
 from sfumato.process.angles import angle, moved, state, time, turn, unit
 from sfumato.registry import register
 from sfumato.state import numbers_like
 
-_STILL = 1e-3  # turns of coefficients below which a path says nothing of their F
 _TOGETHER = 32  # paths that are walked at once, which takes less time than as many alone
 
 
@@ -110,7 +109,7 @@ class PathDistillation(MapLoss):
         mean = model.mean(z, t, s, **cond.to(z.device))
         distance = broadcast(turn(model.process, t) - turn(model.process, s), first)
         ours, theirs = (self._cut(model, each, end == self.steps) for each in (first + distance * mean, last))
-        error = (ours - theirs) / distance.clamp_min(_STILL)
+        error = (ours - theirs) / distance.clamp_min(STILL)
         found = pseudo_huber(in_units(model.process, error), self.huber)
         if self.judge is None or not mean.requires_grad:
             return found

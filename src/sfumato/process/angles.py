@@ -5,7 +5,7 @@
     interpolants   w = z,   theta = arctan sqrt(beta / alpha), in which alpha, beta and gamma have rates at both ends
 
 F is the target of this name, and of an interpolant -dz/dtheta. A time is told by one number, its `angle`: theta, or of
-coefficients that of their common clock, counted from t = 0. The `turn` is theta of each.
+coefficients that of their common clock. The `turn` is theta of each.
 """
 
 from __future__ import annotations
@@ -63,12 +63,9 @@ def turn(process: Any, t: Time) -> Tensor:
 
 
 def ended(process: Any, s: Tensor, theta: Tensor | None = None) -> Tensor:
-    """The turn, or the angle theta, at which a path ends: 0 for s = 0, the clean signal, also where sigma(0) > 0.
-
-    Of coefficients it is that of the state at t = 0, as one that is buried in the noise there has no clean signal.
-    """
+    """The turn, or the angle theta, at which a path ends: 0 for s = 0, the clean signal, also where sigma(0) > 0."""
     theta = turn(process, s) if theta is None else theta
-    return theta if isinstance(process, Spectral) else torch.where(s == 0, 0.0, theta)
+    return torch.where((s == 0).reshape((*s.shape, *[1] * (theta.ndim - s.ndim))), 0.0, theta)
 
 
 def share(process: Any, t: Tensor, s: Tensor, part: tuple[Tensor, Tensor], even: Tensor | float) -> Tensor:

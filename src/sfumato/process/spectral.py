@@ -127,9 +127,8 @@ class Spectral(Additive):
 
     @functools.cached_property
     def angles(self) -> Tensor:
-        """arctan(e^(-logsnr / 2)) of the clock at `times`, less that at t = 0, float64; it rises."""
-        theta = torch.atan(torch.exp(-0.5 * self.clock.logsnr(self.times)))
-        return theta - theta[0] + _RISE * self.times
+        """arctan(e^(-logsnr / 2)) of the clock at `times`, float64; it rises."""
+        return torch.atan(torch.exp(-0.5 * self.clock.logsnr(self.times))) + _RISE * self.times
 
     @functools.cached_property
     def times(self) -> Tensor:
