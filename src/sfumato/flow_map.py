@@ -75,8 +75,8 @@ class FlowMap(Wrapped):
         require_flow(process)
         if isinstance(process, Spectral) and bool((process.schedule.sigma(0.0) > 0).any()):
             raise SfumatoError(
-                f"The noise of {type(process).__name__} stays to the end and is small, so that what tells samples apart "
-                "is hardly heard among blurred data: it has no map of few calls. Take the process blur."
+                f"The noise of {type(process).__name__} stays to the end and is small, so that what tells samples "
+                "apart is hardly heard among blurred data: it has no map of few calls. Take the process blur."
             )
         self.form = "ddim" if isinstance(process, Interpolant) else form
         self.calls = tuple(int(count) for count in calls)
