@@ -223,6 +223,7 @@ def test_a_model_of_pairs_is_distilled_with_its_pairs(call, workplace):
     status, out, err = call(*words, "--minutes", "0.02")
     assert status == 0 and "Distance to the model's own fine solution" in out, err
     assert "sfumato translate few INPUT" in out
+    assert "cond={&#39;input&#39;: sources}" in (workplace / "few" / "report.html").read_text(encoding="utf-8")
     status, _, err = call("translate", "few", "source.npy", "-o", "there.npz")
     assert status == 0 and np.load(workplace / "there.npz")["x"].shape == (80, 2), err
     status, _, err = call("distill", "pairs", "-o", "none")

@@ -177,6 +177,8 @@ def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts
     if model is None or examples.without_samples(str(run), model) is not None:
         return known
     draw = "texts = sf.sample_text(model, 4)" if model["spec"]["kind"] == "text" else "x = sf.sample(model, 64, seed=0)"
+    if (source := model["process"] and model["process"]["args"].get("source")) is not None:
+        draw = f"x = sf.sample(model, len(sources), cond={{{source!r}: sources}})"
     python = ("import sfumato as sf", f"model = sf.load({str(run)!r})", draw)
     return [*known, "", *python]
 
