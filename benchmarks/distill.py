@@ -1,4 +1,4 @@
-"""Every method of distillation at equal CPU time, beside the teacher's default solver and its tuned plans.
+"""Every method of distillation at equal CPU time, beside the teacher by the solver multistep and its tuned plans.
 
     python benchmarks/distill.py --seconds 60 --seeds 3 --other-seconds 30
 
@@ -68,7 +68,7 @@ def affordable(teacher: Path, folder: Path, method: str, seconds: float) -> int:
 
 
 def measured(student: Any, teacher: Any) -> dict[str, dict[str, float]]:
-    """calls -> {"student", "default", names of plans: rms; "w2": of the student}."""
+    """calls -> {"student", "multistep", names of plans: rms; "w2": of the student}."""
     scale = float(sf.sample(teacher, SAMPLES, FINE, "heun", 2).double().std())
     fine = sf.sample(teacher, SAMPLES, FINE, "heun", 2).double() / scale
     found: dict[str, dict[str, float]] = {str(calls): {} for calls in MEASURED_CALLS}

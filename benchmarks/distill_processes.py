@@ -1,4 +1,4 @@
-"""Students of blurred pictures and of pairs, beside their teachers' own solvers.
+"""Students of blurred pictures and of pairs, beside their teachers by a solver.
 
     python benchmarks/distill_processes.py --seeds 3          # about 10 CPU minutes
 
@@ -59,7 +59,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(found := row(process, seed, Path(folder)))
             rms = {(each["calls"], each["how"]): each["rms"] for each in found["rungs"]}
-            cells = (f"{rms[calls, 'student']:.3f} ({rms[calls, 'default']:.3f})" for calls in CALLS)
+            (solver,) = {how for _, how in rms} - {"student"}
+            cells = (f"{rms[calls, 'student']:.3f} ({rms[calls, solver]:.3f})" for calls in CALLS)
             print(
                 f"{process:16}{seed:5}  " + "   ".join(cells) + f"   {found['cpu_seconds']['student']:.0f} s",
                 flush=True,

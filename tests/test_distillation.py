@@ -56,7 +56,7 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     assert isinstance(student, FlowMap) and student.calls == (1, 2, 4)
     kept = json.loads((run.path / "ladder.json").read_text())
     rungs = {(rung["calls"], rung["how"]): rung["rms"] for rung in kept["rungs"]}
-    assert rungs[1, "student"] < 0.5 * rungs[1, "default"]
+    assert rungs[1, "student"] < 0.5 * rungs[1, "multistep"]
     again = [Rung(**rung) for rung in kept["rungs"] if rung["calls"] == 4]
     assert again == ladder(student, sf.guide(teacher, 1.5), (4,)) and kept["advice"].startswith("The student")
     assert max(each.done for each in told if "fine solution" in each.what) == 127  # 64 steps of Heun, the last of Euler
@@ -69,7 +69,7 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     beside = {(rung["calls"], rung["how"]): rung for rung in kept["rungs"]}
     assert {rung["metric"] for rung in kept["rungs"]} == {"mmd"} and "MMD, student" in page and "MMD beside" in page
     assert (
-        beside[1, "student"]["high"] < beside[1, "default"]["low"] and f"{beside[2, 'student']['value']:.3g}±" in page
+        beside[1, "student"]["high"] < beside[1, "multistep"]["low"] and f"{beside[2, 'student']['value']:.3g}±" in page
     )
     watched = [line for line in run.metrics if "valid_mmd" in line]
     assert all(line["valid_mmd_low"] < line["valid_mmd"] < line["valid_mmd_high"] for line in watched)
@@ -224,7 +224,7 @@ def test_a_student_hears_the_scale_of_guidance(teacher: sf.Denoiser, tmp_path: P
     assert set(student.spec.conditions) == {"label", "guidance_scale"}
     kept = json.loads((run.path / "ladder.json").read_text())
     rungs = {(rung["calls"], rung["how"]): rung["rms"] for rung in kept["rungs"]}
-    assert rungs[1, "student"] < 0.5 * rungs[1, "default"] and kept["advice"].endswith("of 1, 2, 3 in turn.")
+    assert rungs[1, "student"] < 0.5 * rungs[1, "multistep"] and kept["advice"].endswith("of 1, 2, 3 in turn.")
     for w in (1.0, 2.0, 3.0, None):
         asked = {"label": "left"} if w is None else {"label": "left", "guidance_scale": w}
         there = sf.sample(sf.guide(teacher, w or 1.0), 256, label="left", normalised=True)
@@ -295,7 +295,7 @@ def test_the_default_comes_near_to_its_teacher(tmp_path: Path) -> None:
     rungs = {(rung["calls"], rung["how"]): rung["rms"] for rung in kept}
     for count, bar in zip(calls, (0.15, 0.11, 0.08, 0.05), strict=True):
         assert rungs[count, "student"] < bar, count
-    assert rungs[1, "student"] < 0.3 * rungs[1, "default"] and rungs[2, "student"] < 0.6 * rungs[2, "default"]
+    assert rungs[1, "student"] < 0.3 * rungs[1, "multistep"] and rungs[2, "student"] < 0.6 * rungs[2, "multistep"]
 
 
 class Away(Loss):
@@ -383,8 +383,8 @@ def test_advice_goes_by_the_metric_where_its_intervals_are_apart() -> None:
     def rung(calls: int, how: str, rms: float, value: float) -> Rung:
         return Rung(calls, how, rms, "kid", value, value - 0.1, value + 0.1)
 
-    near = [rung(1, "student", 0.1, 0.3), rung(1, "default", 0.9, 0.35), rung(2, "student", 0.3, 0.2)]
-    law = [*near, rung(2, "default", 0.2, 0.5), rung(4, "student", 0.1, 0.5), rung(4, "default", 0.2, 0.1)]
+    near = [rung(1, "student", 0.1, 0.3), rung(1, "multistep", 0.9, 0.35), rung(2, "student", 0.3, 0.2)]
+    law = [*near, rung(2, "multistep", 0.2, 0.5), rung(4, "student", 0.1, 0.5), rung(4, "multistep", 0.2, 0.1)]
     assert advice(near) == "The student is nearer with 1 or 2 calls."
     assert advice(law) == (
         "Take the student with 1 or 2 calls; with 4 calls take the teacher. With 2 or 4 calls this is by KID, whose "
@@ -393,12 +393,12 @@ def test_advice_goes_by_the_metric_where_its_intervals_are_apart() -> None:
     assert advice(law[-2:]) == (
         "With 4 calls take the teacher. With 4 calls this is by KID, whose intervals are apart, against the distance."
     )
-    tuned = [rung(2, "student", 0.3, 0.2), rung(2, "default", 0.2, 0.5), rung(2, "tuned-2", 0.25, 0.3)]
+    tuned = [rung(2, "student", 0.3, 0.2), rung(2, "multistep", 0.2, 0.5), rung(2, "tuned-2", 0.25, 0.3)]
     assert "keep sampling it" in advice(tuned), "one way of the teacher may be as good"
 
 
 def test_advice_names_where_the_student_wins() -> None:
-    rungs = [Rung(1, "student", 0.1), Rung(1, "default", 0.9), Rung(4, "student", 0.05), Rung(4, "tuned-4", 0.04)]
+    rungs = [Rung(1, "student", 0.1), Rung(1, "multistep", 0.9), Rung(4, "student", 0.05), Rung(4, "tuned-4", 0.04)]
     assert advice(rungs) == "The student is nearer with 1 call; with 4 calls take the teacher."
     assert "keep sampling it" in advice(rungs[3:])
 

@@ -27,7 +27,7 @@ def test_a_student_from_a_file(call, models, workplace):
     assert status == 0, err
     done = json.loads(out.splitlines()[-1])
     assert done["event"] == "done" and {rung["calls"] for rung in done["ladder"]} == {1, 2, 4, 8}
-    assert {rung["how"] for rung in done["ladder"]} == {"student", "default"}
+    assert {rung["how"] for rung in done["ladder"]} == {"student", "multistep"}
     assert "Distance to the model's own fine solution" in err and "MMD of these samples beside" in err
     (one,) = [rung for rung in done["ladder"] if rung["calls"] == 1 and rung["how"] == "student"]
     assert f"{one['value']:.3g}±{(one['high'] - one['low']) / 2:.2g}" in err
@@ -222,7 +222,7 @@ def test_a_model_of_pairs_is_distilled_with_its_pairs(call, workplace):
     assert status == 0 and not (workplace / "few").exists(), err
     status, out, err = call(*words, "--minutes", "0.02")
     assert status == 0 and "Distance to the model's own fine solution" in out, err
-    assert "sfumato translate few INPUT" in out
+    assert "sfumato translate few source.npy" in out
     assert "cond={&#39;input&#39;: sources}" in (workplace / "few" / "report.html").read_text(encoding="utf-8")
     status, _, err = call("translate", "few", "source.npy", "-o", "there.npz")
     assert status == 0 and np.load(workplace / "there.npz")["x"].shape == (80, 2), err

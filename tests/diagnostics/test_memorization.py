@@ -9,7 +9,7 @@ import torch
 
 import sfumato as sf
 from sfumato import data
-from sfumato.diagnostics.memorization import choose, compare
+from sfumato.diagnostics.memorization import choose, compare, drawn
 from sfumato.diagnostics.nearest import Space, nearest
 from sfumato.training import Run
 
@@ -247,3 +247,14 @@ def test_a_sample_that_resembles_the_one_it_was_asked_for_is_no_copy():
     found = judged(answers, x, told=True)
     assert found.verdict == "none" and 0.9 < found.ratio.value < 1.1 and "not compared" in found.notes[0]
     assert judged(x[torch.randperm(400, generator=draw)[:200]] + 1e-3, x, told=True).verdict == "memorised"
+
+
+def test_samples_of_a_blurred_model_are_judged_as_samples():
+    """And not as their coefficients."""
+    x = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8)).astype(np.uint8)
+    spec = sf.data.DataSpec.fit(sf.data.open(x))
+    process = sf.process.Blur("cosine", (1, 8, 8), width=3.0).fitted(
+        spec.normaliser.normalise(torch.from_numpy(x).float())
+    )
+    model = sf.Denoiser(sf.nets.UNet((1, 8, 8), (8,), 1, (), 8), process, spec=spec)
+    assert torch.equal(drawn(model, 5, 3, 0, {}), sf.sample(model, 5, 3))

@@ -17,7 +17,7 @@ from sfumato.cli.plan import duration, page
 from sfumato.cli.process import outliving_output
 from sfumato.cli.run import Voice
 from sfumato.cli.sample import guidance_scale
-from sfumato.cli.train import console, working
+from sfumato.cli.train import console, following, working
 from sfumato.conditions import declared
 from sfumato.diagnostics.report import LADDER, beside, called
 from sfumato.distillation import distill as train_student
@@ -64,8 +64,7 @@ def distill(options: Any, voice: Voice) -> None:
          "report": str(run.path / "report.html")}
     )  # fmt: skip
     voice.say(*climbed(ladder))
-    first = f"sfumato sample {run.path} -n 64" if options.sources is None else f"sfumato translate {run.path} INPUT"
-    voice.say("", f"Done: the run is in {run.path}", "", "Next:", f"  {first}")
+    voice.say("", f"Done: the run is in {run.path}", *following(run.path))
 
 
 def _plan(options: Any, asked: dict[str, Any], settings: dict[str, Any], voice: Voice, teacher: Any) -> None:

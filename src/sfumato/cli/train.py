@@ -185,5 +185,10 @@ def finish(run: Run, voice: Voice, more: dict[str, str] | None = None) -> None:
     places = {**(more or {}), "report": str(folder / "report.html"), "model": facts["path"]}
     voice.emit({"event": "done", "run": str(folder), **places, "hash": facts["hash"]})
     voice.say("", f"Done: the run is in {folder}", *(f"  {name:<7} {path}" for name, path in places.items()))
-    said = summary.load(folder)
-    voice.say("", "Next:", *(f"  {line}" for line in (said["next"] if said else ())))
+    voice.say(*following(folder))
+
+
+def following(run: Path) -> list[str]:
+    """Commands to run next, as lines of text."""
+    said = summary.load(run)
+    return ["", "Next:", *(f"  {line}" for line in (said["next"] if said else ()))]

@@ -39,6 +39,7 @@ from sfumato.intervals import Interval, fraction
 from sfumato.machine import default_cpu
 from sfumato.model import unordered
 from sfumato.pictures import picture
+from sfumato.process import Spectral
 from sfumato.sampling import STATELESS, sample
 from sfumato.solver_selection import AnySolver
 
@@ -179,7 +180,8 @@ def drawn(
     whole = isinstance(model, STATELESS)  # a model of stages, each of which has units of its own, or one without any
     x = sample(model, n, normalised=not whole, **how)
     spec = getattr(model, "spec", None)
-    x = x if spec is None or whole else spec.denormalise(model.process.table(x))
+    if spec is not None and not whole:  # of coefficients they are samples already
+        x = spec.denormalise(x if isinstance(model.process, Spectral) else model.process.table(x))
     assert isinstance(x, Tensor)
     return x
 

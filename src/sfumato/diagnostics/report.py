@@ -22,6 +22,7 @@ from sfumato.files import write_text
 from sfumato.progress import clock
 
 LADDER = "ladder.json"  # of a student with a teacher (`training.ladder`)
+SOLVERS = ("multistep", "ancestral(eta=0)")  # of the teacher in a ladder, the second, of first order, of interpolants
 GRIDS = 12  # most sample grids shown
 NEAREST = "nearest.png"  # in a run's samples folder: samples closest to training samples, next to those
 _PAGES = Environment(loader=PackageLoader("sfumato.diagnostics", ""), autoescape=True, trim_blocks=True)
@@ -128,7 +129,7 @@ def _ladder(path: Path) -> Facts | None:
 
 def called(how: str) -> str:
     """A way of a ladder, as a table names it."""
-    return how if how in ("student", "default") else f"plan {how}"
+    return how if how in ("student", "default", *SOLVERS) else f"plan {how}"
 
 
 def beside(rung: Facts) -> str:

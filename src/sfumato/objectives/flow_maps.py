@@ -164,6 +164,11 @@ class MapLoss(TaughtLoss, abc.ABC):
                 f"This loss trains a flow map, and the model is {an(type(model).__name__)}: pass "
                 "init=sf.FlowMap.student(denoiser)."
             )
+        if self.teacher is not None and type(self.teacher.process) is not type(model.process):
+            raise SfumatoError(
+                f"The teacher is a model of {type(self.teacher.process).__name__} and the student one of "
+                f"{type(model.process).__name__}, whose paths are others: take a student of the teacher's."
+            )
         theirs, ours = (_deviation(each.process) for each in (self.teacher or model, model))
         if theirs.shape != ours.shape or not bool((theirs == ours).all()):
             raise SfumatoError(

@@ -81,13 +81,16 @@ class LawLoss(MapLoss):
         self.fake: Any = None
         self._made: dict[tuple[int, ...], Tensor] = {}  # the student's samples of a step
 
-    def suits(self, model: Any) -> None:
-        super().suits(model)
+    def begun(self, model: Any) -> FlowMap:
         if not renews(model.process):
             raise SfumatoError(
                 f"The laws of samples are compared under the noise of a Gaussian process, and this one is "
                 f"{type(model.process).__name__}: take a loss of paths, such as trajectory-consistency."
             )
+        return super().begun(model)
+
+    def suits(self, model: Any) -> None:
+        super().suits(model)
         if self.teacher is None:
             raise SfumatoError("The law of a student's samples is compared with a teacher's: pass teacher=.")
         if self.fake is None:

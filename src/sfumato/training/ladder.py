@@ -29,7 +29,7 @@ from sfumato.training.session import Hook, Session
 
 FINE = 64  # steps of the solve that distances are measured from
 SHOWN, LARGE = 256, 64  # noises of a distance, and of samples of as many numbers and more
-_OF_PAIRS = 256, "ancestral(eta=0)"  # of first order
+_OF_PAIRS = 256  # steps of its fine solution
 CALLS = (1, 2, 4, 8)
 FIRST = "paths"  # in the folder of a student in two stages, the run of the first
 
@@ -37,9 +37,10 @@ FIRST = "paths"  # in the folder of a student in two stages, the run of the firs
 class Rung(NamedTuple):
     """The distance of `shown` samples from the teacher's fine solve on the same noise, at one number of calls.
 
-    calls; how: "student", "default" or the name of the teacher's stored plan; rms: root mean square difference, in
-    standard deviations of the data. metric, value, low, high: the name of a metric of these samples beside those of the
-    fine solve (`metrics.shared_noise`), kid or mmd, and its 95 % interval; None where it says nothing.
+    calls; how: "student", a solver of the teacher (`report.SOLVERS`) or the name of its stored plan; rms: root mean
+    square difference, in standard deviations of the data. metric, value, low, high: the name of a metric of these
+    samples beside those of the fine solve (`metrics.shared_noise`), kid or mmd, and its 95 % interval; None where it
+    says nothing.
     """
 
     calls: int
@@ -78,7 +79,7 @@ def scales(teacher: Any) -> list[float]:
 @torch.no_grad()
 def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int = 1, **cond: Any) -> list[Rung]:
     """How far samples are from the teacher's solution of the ODE on shared noise, for each number of calls, and how far
-    their law is from its law: of the student, the teacher's default solver, and the plans stored in its file.
+    their law is from its law: of the student, the teacher by a solver, and the plans stored in its file.
 
     The solution is the teacher's own, by FINE steps of Heun's method, of an interpolant by 256 of its own. cond:
     conditions, one value or one for each of the `shown` samples; by default each class in its turn.
@@ -86,7 +87,8 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     number = shown(teacher)
     cond = dict(unfolded(cond)) or in_turn(teacher, number)
 
-    pairs = isinstance(teacher.process, Interpolant)  # whose ODE is a solver of its own
+    pairs = isinstance(teacher.process, Interpolant)
+    solver = report.SOLVERS[pairs]
 
     def states(model: Any, steps: int, solver: Any = None, whose: str = "") -> Tensor:
         with samples_of(whose):
@@ -96,7 +98,7 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     with counting("The model's own fine solution, calls of its network") as count, ExitStack() as stack:
         if isinstance(net := getattr(teacher, "net", None), nn.Module):
             stack.callback(net.register_forward_pre_hook(lambda *_: count()).remove)
-        fine = states(teacher, *(_OF_PAIRS if pairs else (FINE, "heun")), "The model's own fine solution")
+        fine = states(teacher, *((_OF_PAIRS, solver) if pairs else (FINE, "heun")), "The model's own fine solution")
     scale, compare = float(fine.square().mean().sqrt()), OnSharedNoise(getattr(teacher, "spec", None))
     seen = compare.seen(fine)
     plans: Mapping[str, Any] = getattr(teacher, "plans", {}) or {}
@@ -104,7 +106,7 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     for each in calls:
         ways: dict[str, tuple[Any, int, Any]] = {
             "student": (student, each, None),
-            "default": (teacher, each, _OF_PAIRS[1] if pairs else "multistep"),
+            solver: (teacher, each, solver),
         }
         ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == each}
         for how, (model, steps, solver) in ways.items():
@@ -152,7 +154,8 @@ def _surely(rung: Rung, other: Rung) -> bool:
 
 
 def _calls(numbers: list[str]) -> str:
-    return f"{' or '.join(numbers)} call{'' if numbers == ['1'] else 's'}"
+    *some, last = numbers
+    return f"{', '.join(some)} or {last} calls" if some else f"{last} call{'' if last == '1' else 's'}"
 
 
 class Climb(Hook):

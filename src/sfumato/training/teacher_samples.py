@@ -26,6 +26,7 @@ from sfumato.distributed import ALONE, World
 from sfumato.errors import SfumatoError, whole
 from sfumato.files import atomic, remove, write_text
 from sfumato.guidance import SCALE
+from sfumato.process import source_of
 from sfumato.progress import clock, counting
 from sfumato.sampling import BATCH, sample
 from sfumato.text_samples import sample_text
@@ -145,7 +146,8 @@ def _require_classes_alone(teacher: Any, instead: str) -> None:
     told = in_turn(teacher, 1)
     other = next((name for name in declared(teacher) or {} if name not in ("label", *told)), None)
     if other is not None:
-        raise SfumatoError(f"The model has the condition {other!r}, whose values only data have: {instead}.")
+        pairs = "" if source_of(teacher.process) is None else ", with what each starts from, sources= (--from)"
+        raise SfumatoError(f"The model has the condition {other!r}, whose values only data have: {instead}{pairs}.")
 
 
 def _arrays(teacher: Any, index: Tensor, seed: int, world: World) -> dict[str, Any]:
