@@ -1,5 +1,6 @@
 """Distillation from a file alone: a run like any other, whose student comes near to its teacher's flow."""
 
+import copy
 import json
 import math
 import subprocess
@@ -77,6 +78,18 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     assert watched[-1]["valid_mmd"] < watched[0]["valid_mmd"]
     distances = [line["valid_ema"] for line in run.metrics if "valid_ema" in line]
     assert distances[-1] < 0.25 * distances[0] and distances[-1] < 4 * rungs[1, "student"] ** 2
+
+
+def test_a_plan_of_fewer_calls_is_a_way_of_its_own(teacher: sf.Denoiser) -> None:
+    """And the solver of the teacher stands at each number of calls, also after it."""
+    tuned = copy.copy(teacher)
+    tuned.plans = {"tuned-2": sf.solvers.DDIM().plan(teacher.process, 2)}
+    found = ladder(FlowMap.student(teacher, (1, 2)), tuned, (1, 2, 4))
+    ways = [(rung.calls, rung.how) for rung in found]
+    both = [(calls, how) for calls in (1, 2, 4) for how in ("student", "multistep")]
+    assert sorted(ways) == sorted([*both, (2, "tuned-2")])
+    plain = {(rung.calls, rung.how): rung for rung in ladder(FlowMap.student(teacher, (1, 2)), teacher, (1, 2, 4))}
+    assert all(plain[rung.calls, rung.how] == rung for rung in found if rung.how != "tuned-2")
 
 
 def test_a_student_is_watched_at_no_second_solve_of_its_teacher(teacher: sf.Denoiser) -> None:

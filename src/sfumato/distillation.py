@@ -38,7 +38,7 @@ from sfumato.training.stages import STUDENT, complete, student
 
 AUTO, OF_MASKS = "trajectory-consistency", "sdtt"
 OF_PICTURES = "trajectory-consistency(cut=0.3)"  # a longer cut gets there sooner
-OF_PAIRS = "direct-distillation"  # whose paths are of another scale near their source than elsewhere
+OF_PAIRS = "direct-distillation"  # whose targets are the teacher's alone: errors near a source grow along a path
 OF_PATHS = "path-distillation(paths={}, adversary=1)"  # of pictures of at most _KEPT numbers, by a U-Net
 _KEPT = 4096
 _PATHS, _HELD = 4096, 1 << 22  # paths that are kept, in memory and checkpoints, at most, and numbers of all their ends

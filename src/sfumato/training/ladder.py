@@ -86,13 +86,12 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
     """
     number = shown(teacher)
     cond = dict(unfolded(cond)) or in_turn(teacher, number)
-
     pairs = isinstance(teacher.process, Interpolant)
     solver = report.SOLVERS[pairs]
 
-    def states(model: Any, steps: int, solver: Any = None, whose: str = "") -> Tensor:
+    def states(model: Any, steps: int, by: Any = None, whose: str = "") -> Tensor:
         with samples_of(whose):
-            found: Tensor = sample(model, number, steps, solver, seed, normalised=True, cond=cond)
+            found: Tensor = sample(model, number, steps, by, seed, normalised=True, cond=cond)
         return inside(teacher, found).double()
 
     with counting("The model's own fine solution, calls of its network") as count, ExitStack() as stack:
@@ -109,9 +108,9 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
             solver: (teacher, each, solver),
         }
         ways |= {name: (teacher, plan.steps, plan) for name, plan in plans.items() if plan.calls == each}
-        for how, (model, steps, solver) in ways.items():
+        for how, (model, steps, by) in ways.items():
             whose = f"The student in {counted(each, 'call')}" if how == "student" else ""  # the distance says it
-            found = states(model, steps, solver, whose)
+            found = states(model, steps, by, whose)
             rms, beside = float((found - fine).square().mean().sqrt()) / scale, compare(compare.seen(found), seen)
             rungs.append(Rung(each, how, rms, *(() if beside is None else (compare.name, *beside[:3]))))
     return rungs
