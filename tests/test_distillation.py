@@ -80,6 +80,18 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     assert distances[-1] < 0.25 * distances[0] and distances[-1] < 4 * rungs[1, "student"] ** 2
 
 
+def test_a_student_is_no_teacher(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    """What it samples in its few calls is no fine solution: the sentence names the teacher that it has."""
+    student = FlowMap.student(teacher, (1, 2))
+    with pytest.raises(sf.SfumatoError, match="a flow map already.*sf.train") as unknown:
+        sf.distill(sf.save(student, tmp_path / "map.safetensors"), tmp_path / "again", steps=2, **SHORT)
+    assert str(unknown.value).count(". ") == 0 and not (tmp_path / "again").exists()
+    student.provenance = {"loss": "semigroup(teacher=file('runs/first'), calls=(1, 2))"}
+    for one in (student, sf.save(student, tmp_path / "student.safetensors")):
+        with pytest.raises(sf.SfumatoError, match=r"distil its own teacher, runs/first, and .*init"):
+            sf.distill(one, tmp_path / "again", steps=2, **SHORT)
+
+
 def test_a_plan_of_fewer_calls_is_a_way_of_its_own(teacher: sf.Denoiser) -> None:
     """And the solver of the teacher stands at each number of calls, also after it."""
     tuned = copy.copy(teacher)

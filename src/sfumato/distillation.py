@@ -24,7 +24,7 @@ from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
 from sfumato.nets.layout import channels_last
 from sfumato.objectives.adversary import reads
-from sfumato.objectives.taught import TaughtLoss
+from sfumato.objectives.taught import TaughtLoss, lesson
 from sfumato.process import Masked, Paired
 from sfumato.registry import Named, make, register
 from sfumato.training import Run, teacher_samples, train
@@ -152,6 +152,8 @@ def in_words(
     words += "" if guidance is None else f", guidance={guidance!r}"
     words += ")" if interval is None else f", interval={tuple(interval)!r})"
     model = serialization.load_sampler(file, device=world.device)
+    if getattr(model, "two_times", False):
+        _refuse_student(file, facts)
     if method == "auto":
         method = _chosen(model, world)
     losses = [loss_named(each, words, calls) for each in method.split(" + ")]
@@ -183,6 +185,15 @@ def _require_suited(losses: Sequence[str], init: Any) -> None:
         loss = make("loss", word)
         model = loss.begun(model)
         loss.suits(model)
+
+
+def _refuse_student(file: Path, facts: Any) -> None:
+    """Raise SfumatoError for a teacher that is a flow map: what it samples in its few calls is no solution to learn."""
+    first = lesson(facts["provenance"].get("loss"))
+    instead = "train it further on its data, sf.train(data, init=...)"
+    if first is not None:
+        instead = f"distil its own teacher, {first.teacher}, and to train it further give it as init (--init)"
+    raise SfumatoError(f"{file} is a flow map already, which samples in few calls: {instead}.")
 
 
 def _chosen(model: Any, world: World) -> str:
