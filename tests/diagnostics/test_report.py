@@ -51,6 +51,18 @@ def test_names_of_a_run_are_text(tmp_path):
     assert f"--condition &#39;{SHOWN}=" in commands and f"{SHOWN}/run" in commands
 
 
+def test_a_student_has_the_process_of_its_teacher(tmp_path):
+    """And not the default of the settings, which name none."""
+    x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    how = {"steps": 10, "batch": 16, "precision": "float32", "sample_every": 0, "console": Silent()}
+    pairs = {"x": x, "input": x[::-1].copy()}
+    teacher = sf.train(pairs, tmp_path / "teacher", process="rectified-flow", net="tiny", **how)
+    student = sf.distill(teacher.path, tmp_path / "student", pairs, calls=(1,), **how)
+    for run in (teacher, student):
+        text = (run.path / "report.html").read_text(encoding="utf-8")
+        assert dict(re.findall(r"<tr><td>(\w+)</td><td>(.*?)</td>", text))["process"] == "rectified-flow"
+
+
 def test_other_things_among_the_grids_are_passed_over(tmp_path):
     (tmp_path / "samples/step_00000005.png").mkdir(parents=True)
     for name, contents in (("step_best.png", b"mine"), ("step_00000007.png", b"grid")):

@@ -20,6 +20,7 @@ from sfumato.diagnostics.sentences import figure
 from sfumato.diagnostics.summary import Facts
 from sfumato.files import write_text
 from sfumato.progress import clock
+from sfumato.registry import Named, bare, get
 
 LADDER = "ladder.json"  # of a student with a teacher (`training.ladder`)
 SOLVERS = ("multistep", "ancestral(eta=0)")  # of the teacher in a ladder, the second, of first order, of interpolants
@@ -184,11 +185,26 @@ def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts
     return [*known, "", *python]
 
 
+def _process(asked: Any, model: Facts | None) -> Any:
+    """The setting, or the process of a model that was trained further and kept its own (--init)."""
+    own = (model and model["process"] or {}).get("name")
+    if own is None or _class(get("process", bare(asked))) == own:
+        return asked
+    names = [name for name, kind in Named("process").items() if _class(kind) == own]
+    return names[0] if len(names) == 1 else own
+
+
+def _class(kind: Any) -> str:
+    name: str = getattr(kind, "func", kind).__name__
+    return name
+
+
 def _settings(
     settings: Mapping[str, Any], meanings: Mapping[str, str], model: Facts | None
 ) -> list[tuple[str, Any, str]]:
     """(name, value, description) of the settings, and of the software versions of the run."""
-    rows = [(name, value, meanings.get(name, "")) for name, value in settings.items() if value is not None]
+    known = {**settings, "process": _process(settings.get("process"), model)}
+    rows = [(name, value, meanings.get(name, "")) for name, value in known.items() if value is not None]
     if model is not None:
         made = model["provenance"]
         rows += [(name, made[name], "As recorded.") for name in ("threads", "torch", "python") if name in made]
