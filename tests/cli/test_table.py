@@ -123,6 +123,7 @@ def test_cells_are_given_filled_and_scored(call, trees, tmp_path):
         assert np.allclose(made["chain"].sum(1), made["value"]) and (made["chain"] <= 1e-6).all()
     status, out, err = call("memorization", run, "-n", "40")
     assert status == 0, err
+    assert "distances in the columns of a row, numbers as normal scores" in out and "features" not in out
     pytest.importorskip("sklearn")
     status, out, err = call("evaluate", run, "-n", "60", "--metric", "kolmogorov", "--metric", "rows-c2st", "--json")
     assert status == 0, err

@@ -47,6 +47,7 @@ _CERTAIN, _LIKELY = 3.0902323061678132, 2.3263478740408408  # normal quantiles o
 _THIRD = 1 / 3
 _RESAMPLED = 400
 _STEPS = 10
+_OF_CELLS = "the columns of a row, numbers as normal scores, categories equal or apart"
 _FEW = 8  # held-out samples below which the comparison is weak
 
 
@@ -195,7 +196,8 @@ def of_cells(
     unseen = rows
     if other is not source:
         unseen = dataclasses.replace(other, x=cells_apart(table, other.x[torch.arange(len(other))]), table=None)
-    return cells_apart(table, generated), rows, unseen, Space(None, features or torch.Tensor.double)
+    space = Space(None, torch.Tensor.double, words=_OF_CELLS) if features is None else Space(None, features)
+    return cells_apart(table, generated), rows, unseen, space
 
 
 def cells_apart(table: Any, x: Tensor) -> Tensor:
@@ -311,7 +313,7 @@ def compare(
         samples=len(scores), twins=len(twin_scores), pairs=pairs,
         train=len(train), searched=len(bank), holdout=len(held),
         nearest=tuple((i, int(near.row[i]), float(relative[i])) for i in order),
-        space="features" if space.features is not None else "standard deviations of each channel",
+        space=space.words,
         notes=tuple(notes), shown=(generated.cpu()[order], source.x[near.row[order]]),
     )  # fmt: skip
 

@@ -27,16 +27,19 @@ class Space:
     """The space of distances: the numbers that a model sees (each channel over its deviation), or features of them.
 
     spec: of the data; None for raw x. features: x (B, *shape) in the user's units -> (B, F). unordered: whether samples
-    are sets of points, which are then ordered by their coordinates. Sequences of several lengths have 0 beyond their
-    ends, and a mask beside it.
+    are sets of points, which are then ordered by their coordinates. words: what distances are measured in. Sequences of
+    several lengths have 0 beyond their ends, and a mask beside it.
     """
 
     def __init__(
-        self, spec: Any, features: Features | None, device: torch.device | str = "cpu", unordered: bool = False
-    ) -> None:
+        self, spec: Any, features: Features | None, device: torch.device | str = "cpu", unordered: bool = False,
+        words: str | None = None,
+    ) -> None:  # fmt: skip
         if features is not None and not callable(features):
             raise SfumatoError(f"features must be a function of samples (B, *shape), not {features!r:.60}.")
         self.spec, self.features, self.device, self.unordered = spec, features, device, unordered
+        usual = "standard deviations of each channel" if features is None else "features"
+        self.words = usual if words is None else words
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, *shape) in the user's units -> (B, F), float64."""
