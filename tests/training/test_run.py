@@ -280,6 +280,8 @@ def test_a_finished_run_wants_a_larger_budget(data, tmp_path):
     sf.train(data, tmp_path / "run", console=Silent(), **{**SETTINGS, "steps": 3})
     with pytest.raises(SfumatoError, match="has already trained for 3 steps of 3"):
         sf.resume(tmp_path / "run", console=Silent())
+    with pytest.raises(SfumatoError, match="trained for 3 steps, and a budget is of the whole run.*more than that"):
+        sf.resume(tmp_path / "run", steps=2, console=Silent())
     assert sf.resume(tmp_path / "run", steps=5, console=Silent()).metrics[-1]["step"] == 5
     assert len(checkpoint.found(tmp_path / "run")) == 2
 

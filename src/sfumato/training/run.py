@@ -144,6 +144,11 @@ def _resume(
             done, total = counted(state.step, "step"), f"{settings.steps:,}"
             if not settings.steps:
                 done, total = counted(float(f"{state.elapsed / 60:.3g}"), "minute"), f"{settings.minutes:g}"
+            if any(changes.get(name) is not None for name in ("steps", "minutes")):
+                raise SfumatoError(
+                    f"{path} has already trained for {done}, and a budget is of the whole run, from its first step: "
+                    "give more than that with --minutes or --steps."
+                )
             raise SfumatoError(
                 f"{path} has already trained for {done} of {total}: set a larger total with --minutes or --steps."
             )
