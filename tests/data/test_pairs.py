@@ -51,6 +51,10 @@ def test_what_cannot_be_a_pair_is_said(folders):
     square, other = sf.data.open(np.zeros((20, 4))), sf.data.open(np.zeros((20, 5)))
     with pytest.raises(sf.SfumatoError, match="a pair needs the same"):
         sf.data.paired(square, other)
+    with pytest.raises(sf.SfumatoError, match="are no files and have no names: pair them by row"):
+        sf.data.paired(square, square, "name")
+    with pytest.raises(sf.SfumatoError, match="no files and have no names"):
+        sf.data.paired(sf.data.open(folders / "a"), sf.data.open(np.zeros((25, 3, 8, 8))), "name")
     (folders / "c").mkdir()
     for i in range(20):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(folders / "c" / f"x{i}.png")

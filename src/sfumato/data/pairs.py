@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import SfumatoError, suggest
 from .column import Column
-from .source import Source
+from .source import Positions, Source
 
 INPUT = "input"  # the condition that holds the sources
 WAYS = ("name", "row")
@@ -55,6 +55,9 @@ def _matched(data: Source, sources: Source, by: str | None) -> tuple[Tensor, Ten
                 "name."
             )
         return torch.arange(n), torch.arange(m), f"Each sample has the source of its row in {sources.name}."
+    for each in (data, sources):
+        if isinstance(each.ids, Positions):
+            raise SfumatoError(f"The samples of {each.name} are no files and have no names: pair them by row.")
     known = {_stem(name): row for row, name in enumerate(sources.ids)}
     pairs = [(row, known[_stem(name)]) for row, name in enumerate(data.ids) if _stem(name) in known]
     if not pairs:
