@@ -13,6 +13,7 @@ from sfumato.diagnostics.bins import make
 from sfumato.diagnostics.draws import Draws
 from sfumato.diagnostics.samples import NormalisedLaw
 from sfumato.errors import SfumatoError
+from sfumato.training.console import Silent
 
 FLOW = sf.Gaussian(sf.schedules.Flow())
 MIXTURE = sf.exact.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.05, 0.2])
@@ -260,6 +261,22 @@ def test_data_that_cannot_be_used(tmp_path):
         sf.board(network(spec=spec), sf.exact.Empirical(torch.randn(9, 2, dtype=torch.float64)))
     with pytest.raises(SfumatoError, match=r"law.s samples have shape \(3,\)"):
         sf.board(network(spec=spec), WHITE)
+
+
+def test_of_other_processes_the_board_names_what_there_is(tmp_path):
+    """Bits by column of a table, and the bound by level of symbols."""
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = pyarrow.table({"a": np.arange(40.0), "b": [*"xy" * 20]})
+    how = {"steps": 1, "net": "tiny", "sample_every": 0, "console": Silent()}
+    of_rows = sf.train(rows, tmp_path / "rows", **how).denoiser
+    with pytest.raises(SfumatoError, match=r"sf.log_prob\(model, rows\).bits gives bits by column"):
+        sf.board(of_rows, rows)
+    assert list(sf.log_prob(of_rows, rows).bits) == ["a", "b"]
+    x = torch.randint(3, (40, 1, 4))
+    symbols = sf.Denoiser(sf.nets.Transformer((3, 4), 16, 1), sf.Masked(sf.schedules.Flow(), 3))
+    with pytest.raises(SfumatoError, match=r"sf.log_prob\(...\).by_level"):
+        sf.board(symbols, x)
+    assert sf.log_prob(symbols, x).by_level.shape[0] == 40
 
 
 def test_bins_are_those_of_numpy_on_the_density():

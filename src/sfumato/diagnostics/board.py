@@ -65,7 +65,7 @@ def board(
     _check(samples, gradients, batch)
     models, notes = _models(model, ema, device)
     of, first = next(iter(models.items()))
-    require_numbers(first, "The board", "log_prob(...).by_level gives the loss of a bound at each level")
+    require_numbers(first, "The board", _instead(first))
     density, w, words = _dials(getattr(first, "provenance", None) or {}, times, weight, notes)
     schedule, target = first.process.schedule, getattr(first, "target", "v")
     objective = Objective(schedule, target, density, w, float(getattr(first, "sigma_data", 1.0)))
@@ -114,6 +114,12 @@ def _models(model: Any, ema: Any, device: str | torch.device) -> tuple[dict[str,
     if not serialization.read_contract(model)["raw"]:
         return {"model": average}, []
     return {"raw": serialization.load_sampler(model, "raw", device), "ema": average}, []
+
+
+def _instead(model: Any) -> str:
+    if getattr(getattr(model, "spec", None), "table", None) is not None:
+        return "sf.log_prob(model, rows).bits gives bits by column"
+    return "sf.log_prob(...).by_level gives the loss of a bound at each level"
 
 
 def _is_model(model: Any) -> None:
