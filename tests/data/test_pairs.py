@@ -103,6 +103,37 @@ def test_pictures_are_paired_trained_on_and_translated_from_the_shell(folders, c
     assert resumed.config.sources == str(folders / "a")
 
 
+def test_models_of_pairs_are_judged_with_their_sources(tmp_path, capsys):
+    """Those of the run, or of other data by --from and --pairs."""
+    rng = np.random.default_rng(0)
+    sources = rng.normal(size=(200, 2)).astype("float32")
+    for name, x in (("a", sources), ("b", sources + 3), ("c", sources[::-1] + 3)):
+        np.save(tmp_path / f"{name}.npy", x)
+    a, c, short = tmp_path / "a.npy", tmp_path / "c.npy", ("--steps", 20, "--net=tiny", "--holdout", 0.2)
+    for name, how in (("flow", ()), ("bridge", ("--pairs", "row"))):
+        run("train", tmp_path / "b.npy", "--from", a, "-o", tmp_path / name, *short, *how)
+        of_pairs = ("--from", a, *how, "--json")
+        capsys.readouterr()
+        for reference in ((), ("--reference", c, "--from", a, *how)):
+            run("evaluate", tmp_path / name, *reference, "--metric", "energy", "-n", 30, "--steps", 2, "--json")
+            protocol = json.loads(capsys.readouterr().out)["metrics"]["energy"]["protocol"]
+            assert protocol["conditions"] == ["input"] and protocol["part"] == ("all" if reference else "train")
+        run("memorization", tmp_path / name, "--holdout", c, "-n", 20, "--steps", 2, "--json")
+        assert json.loads(capsys.readouterr().out)["holdout"] == 200
+        assert main(["evaluate", str(tmp_path / name), "--reference", str(c), "-n", "30"]) == 2
+        assert "the data that hold it (--from)" in capsys.readouterr().err
+        words = ["audit", tmp_path / name, "-n", 16, "--bins", 2]
+        if name == "flow":
+            assert main([*map(str, words)]) == 2 and "its network does not hear" in capsys.readouterr().err
+            continue
+        run(*words, "--json")
+        found = json.loads(capsys.readouterr().out)["audits"]
+        run(*words, "--data", c, *of_pairs)
+        assert json.loads(capsys.readouterr().out)["audits"].keys() == found.keys()
+    assert main(["audit", str(tmp_path / "bridge"), "--data", str(c), "--pairs", "row"]) == 2
+    assert "give these, --from DATA" in capsys.readouterr().err
+
+
 def test_arrays_without_pairs_are_coupled_and_their_translations_are_pairs(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, shift in (("a", 0.0), ("b", 3.0)):

@@ -7,7 +7,13 @@ import torch
 
 import sfumato as sf
 from audit_faults import EXACT, FAULTS, LAW, MEAN, PROCESS, Faulty
+from sfumato.conditions import Conditions
+from sfumato.diagnostics.audit import measured
+from sfumato.diagnostics.bins import make
+from sfumato.diagnostics.draws import Draws, Trivial
 from sfumato.diagnostics.identities import DEFAULT, IDENTITIES
+from sfumato.objectives.times import UniformTime
+from sfumato.process import Bridge, RectifiedFlow
 
 BINS = [0.0, 1.0, 2.0, 3.0]
 # which audits find which fault at some level, of those that are run by default
@@ -31,6 +37,22 @@ def test_exact_models_violate_nothing(schedule):
             assert abs(one.value) < 0.2 and one.stderr < 0.1, name
     assert all(one.value < 1e-20 for one in found.findings["curl"].value)
     assert all(one.value == 0 for one in found.findings["negative"].value)
+
+
+def test_an_exact_bridge_violates_nothing_and_a_flow_of_pairs_is_refused():
+    """Given its source the state of a bridge has normal noise; that of a rectified flow has none."""
+    cov = torch.tensor([[1.0, 0.2, 0.6, 0.0], [0.2, 0.5, 0.1, 0.3], [0.6, 0.1, 1.0, 0.0], [0.0, 0.3, 0.0, 0.8]])
+    pair, bridge = sf.exact.Pair([1.0], [[2.0, -1.0, 0.0, 1.0]], cov[None]), Bridge(sf.schedules.Flow())
+    x, source = pair.sample(2000)
+    bins = make([-2, 0, 1, 3, 5], UniformTime(), bridge.schedule)
+    draws = Draws(x, Conditions({"input": source}), bridge, bins, 1024, 0, 256)
+    guess, wanted = Trivial(bridge, x.mean(0), float(x.var(0).mean())), {name: IDENTITIES[name] for name in DEFAULT}
+    found = measured(pair.model(bridge), draws, guess, wanted)
+    assert set(found.findings) == set(DEFAULT) and not found.violated, str(found)
+    flow = pair.model(RectifiedFlow(sf.schedules.Flow()))
+    for ask in (sf.audit, sf.views):
+        with pytest.raises(sf.SfumatoError, match="also holds a source, which its network does not hear"):
+            ask(flow, {"x": x, "input": source})
 
 
 def test_exact_pictures_violate_nothing_and_a_shrunk_one_is_found():

@@ -53,4 +53,9 @@ SOURCES = (
     "a folder of images or texts, a .npy, .npz, .txt or .jsonl file, .tar archives, .parquet or .csv tables, a file of "
     "another format (.h5, .nc, .nii, .wav ..), or a built-in set"
 )
-READING = (LABELS, SIDE, SPLIT, KEY, MAX_GB)  # how DATA are read, of every command that judges a model on them
+PAIRS = (
+    flag("--from", "DATA", "Of a model of pairs: the data that its samples are made of, the sources of DATA.",
+         dest="sources"),
+    flag("--pairs", ("name", "row"), "How samples of DATA belong to their sources of --from."),
+)  # fmt: skip
+READING = (LABELS, SIDE, SPLIT, KEY, MAX_GB, *PAIRS)  # how DATA are read, of every command that judges a model on them

@@ -72,14 +72,19 @@ def opened(options: Any, conditions: Any = None) -> Source:
     labels = None if options.labels is None else read_labels(options.labels)
     # what a model knows of its text is in its spec
     text: dict[str, Any] = {name: getattr(options, name, None) for name in ("length", "tokens")}
-    return data.open(
+    found = data.open(
         options.data, labels=labels, size=options.size, conditions=conditions, split=options.split, key=options.key,
         max_gb=options.max_gb, columns=dict(getattr(options, "column", [])), **text,
     )  # fmt: skip
+    if getattr(options, "sources", None) is None:
+        if getattr(options, "pairs", None) is not None:
+            raise SfumatoError("--pairs says how samples belong to their sources: give these, --from DATA")
+        return found
+    return data.with_sources(found, options.sources, options.pairs, options.max_gb)
 
 
 def with_training_data(options: Any, otherwise: str, in_python: str) -> argparse.Namespace:
-    """The options with data, labels, size, split and key as given, or as the run folder was trained with.
+    """The options with data, labels, size, split, key and sources as given, or as the run folder was trained with.
 
     A run that is given as data stands for those that it was trained with.
     otherwise: what to do for data that are not known; in_python: the function that takes those in memory.
@@ -99,6 +104,8 @@ def with_training_data(options: Any, otherwise: str, in_python: str) -> argparse
         raise SfumatoError(f"{run} was trained on an array in memory: use {in_python} in Python")
     known = {name: getattr(options, name) or kept[name] for name in ("labels", "size", "split", "key")}
     known["data"] = kept["data"]
+    if getattr(options, "sources", None) is None and getattr(options, "pairs", None) is None:
+        known |= {name: kept[name] for name in ("sources", "pairs")}
     return argparse.Namespace(**{**vars(options), **known, "max_gb": max(options.max_gb, kept["max_gb"])})
 
 

@@ -49,8 +49,8 @@ def _unseen(options: Any) -> Source | None:
         if options.holdout_split is not None:
             raise SfumatoError("--holdout-split needs --holdout, to which it belongs")
         return None
-    given = {**vars(options), "data": options.holdout, "labels": None, "split": options.holdout_split}
-    return opened(argparse.Namespace(**given))
+    own = {"data": options.holdout, "labels": None, "split": options.holdout_split, "sources": None, "pairs": None}
+    return opened(argparse.Namespace(**{**vars(options), **own}))
 
 
 def _draw(path: Path, found: Memorization, denoiser: Denoiser) -> None:

@@ -11,6 +11,7 @@ from sfumato.cli.common import (
     INTERVAL,
     LABELS,
     MODEL,
+    PAIRS,
     RETRIEVAL,
     RUN,
     SOURCES,
@@ -269,9 +270,7 @@ DISTILL = Command(
         INTERVAL,
         flag("--data", "DATA", f"The training data: {SOURCES}, instead of samples of the model."),
         LABELS,
-        flag("--from", "DATA", "Of a model of pairs: the data that its samples are made of, the sources of --data.",
-             dest="sources"),
-        flag("--pairs", ("name", "row"), "How samples of --data belong to their sources of --from."),
+        *PAIRS,
         flag(
             "--samples", int,
             "Samples drawn from the model where there are no data; by default as many as take a fifth of the minutes, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..errors import SfumatoError, suggest
 from .column import Column
+from .opening import open as opened
 from .source import Positions, Source
 
 INPUT = "input"  # the condition that holds the sources
@@ -34,6 +36,12 @@ def paired(data: Source, sources: Source, by: str | None = None) -> Source:
     kind = "field" if start.ndim > 2 else "vector"
     column = Column(start, np.ones(len(start), bool), kind=kind)
     return dataclasses.replace(x, conditions={**x.conditions, INPUT: column}, notes=[*x.notes, note])
+
+
+def with_sources(data: Source, sources: Any, by: str | None, max_gb: float) -> Source:
+    """`paired` with whatever `open` takes, of which pictures are resized to those of the data."""
+    size = (data.shape[1], data.shape[2]) if data.kind == "image" else None
+    return paired(data, opened(sources, size=size, max_gb=max_gb), by)
 
 
 def _matched(data: Source, sources: Source, by: str | None) -> tuple[Tensor, Tensor, str]:

@@ -22,6 +22,7 @@ from sfumato.machine import default_cpu, outside_inference
 from sfumato.objectives import times as densities
 from sfumato.objectives.times import TimeDensity, UniformTime
 from sfumato.process.gaussian import require_numbers
+from sfumato.process.paired import require_heard_source
 
 Columns = dict[str, Tensor]
 
@@ -54,6 +55,7 @@ def audit(
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
     require_numbers(model, "An audit", "sf.log_prob and sf.metrics.evaluate judge other models")
+    require_heard_source(model, "An audit")
     whole("samples, the draws per bin,", samples, 8)
     whole("batch, the draws at once,", batch)
     wanted, notes = _named(audits, model), list[str]()

@@ -28,6 +28,7 @@ from sfumato.noise import Noise
 from sfumato.noised import evaluating
 from sfumato.pictures import picture
 from sfumato.process.gaussian import require_numbers
+from sfumato.process.paired import require_heard_source
 
 _STEPS, _PROBES = 32, 4  # of the likelihoods
 _GAINS = (3, 7, 11, COUNT - 1)  # levels from which the sensitivity is taken
@@ -111,6 +112,7 @@ def views(
     if isinstance(model, str | os.PathLike):
         model = serialization.load_sampler(model, device=device)
     require_numbers(model, "The page of eight views", "sf.log_prob and sf.sample serve other models")
+    require_heard_source(model, "The page of eight views")
     whole("samples", samples, 16)
     whole("batch, the samples at once,", batch)
     notes: list[str] = []

@@ -64,7 +64,7 @@ class Paired:
         if self.pair is None:
             raise SfumatoError(
                 f"A {type(self).__name__} starts from the source of each sample, the condition {self.source!r}, which "
-                "is missing here: pass it."
+                "is missing here: pass it, or the data that hold it (--from)."
             )
         if self.pair.shape != state.shape:
             raise SfumatoError(
@@ -93,6 +93,16 @@ def heard(process: Any, cond: Mapping[str, Any]) -> dict[str, Any]:
 def source_of(process: Any) -> str | None:
     """The name of the condition that a process of pairs starts from; None for other processes."""
     return process.source if isinstance(process, Paired) else None
+
+
+def require_heard_source(model: Any, what: str) -> None:
+    """Raise SfumatoError for a model of pairs that does not hear the source: its state is not x with normal noise."""
+    process = model.process
+    if isinstance(process, Paired) and not process.hears_source:
+        raise SfumatoError(
+            f"{what} is of x with normal noise, and the state of this {type(process).__name__} also holds a source, "
+            "which its network does not hear: judge its samples instead, by sf.metrics.evaluate (sfumato evaluate)."
+        )
 
 
 def require_alone(model: Any, what: str) -> None:

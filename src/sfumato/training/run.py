@@ -305,8 +305,7 @@ def opened(obj: Any, labels: Any, settings: TrainConfig, own: DataSpec | None = 
         return embedded(found, settings.embedding, settings.unclip)
     if settings.sources is None:
         return found
-    size = (found.shape[1], found.shape[2]) if found.kind == "image" else None
-    return data.paired(found, data.open(settings.sources, size=size, max_gb=settings.max_gb), settings.pairs)
+    return data.with_sources(found, settings.sources, settings.pairs, settings.max_gb)
 
 
 def _with_budget(settings: TrainConfig, source: Source) -> TrainConfig:
