@@ -80,6 +80,29 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     assert distances[-1] < 0.25 * distances[0] and distances[-1] < 4 * rungs[1, "student"] ** 2
 
 
+def test_a_ladder_is_of_models_or_their_files(teacher: sf.Denoiser, tmp_path: Path) -> None:
+    student = FlowMap.student(teacher, (1, 2))
+    files = [sf.save(each, tmp_path / f"{i}.safetensors") for i, each in enumerate((student, teacher))]
+    found = sf.ladder(*files, (1, 2), samples=32)
+    assert found == sf.ladder(student, teacher, (1, 2), samples=32) != sf.ladder(student, teacher, (1, 2), samples=16)
+    assert [(rung.calls, rung.how) for rung in found] == [(n, how) for n in (1, 2) for how in ("student", "multistep")]
+    # a student that was not trained yet is a step of DDIM, as it starts
+    ddim = sf.sample(teacher, 32, 2, "ddim", 1, normalised=True, cond={"label": ["left", "right"] * 16}).double()
+    fine = sf.sample(teacher, 32, 64, "heun", 1, normalised=True, cond={"label": ["left", "right"] * 16}).double()
+    distance = float((ddim - fine).square().mean().sqrt() / fine.square().mean().sqrt())
+    (own,) = (r.rms for r in sf.ladder(FlowMap.student(teacher, form="ddim"), teacher, (2,), samples=32)[:1])
+    assert math.isclose(own, distance, rel_tol=1e-4)
+    left = sf.ladder(student, teacher, (1,), samples=32, label="left")
+    assert left[0].rms != found[0].rms
+    symbols = sf.Denoiser(sf.nets.Transformer((3, 4), 16, 1), sf.Masked(sf.schedules.Flow(), 3))
+    other = sf.Denoiser(sf.nets.MLP(3, 8, 1), teacher.process)
+    wrong = [(symbols, teacher, {}, "Masked has none"), (other, teacher, {}, "other data")]
+    wrong += [(student, teacher, {"samples": 1}, "samples"), (student, teacher, {"calls": (0,)}, "calls")]
+    for one, two, words, said in wrong:
+        with pytest.raises(sf.SfumatoError, match=said):
+            sf.ladder(one, two, **words)
+
+
 def test_a_student_is_no_teacher(teacher: sf.Denoiser, tmp_path: Path) -> None:
     """What it samples in its few calls is no fine solution: the sentence names the teacher that it has."""
     student = FlowMap.student(teacher, (1, 2))

@@ -208,6 +208,7 @@ CASES: dict[str, Callable[[Place], Any]] = {
     "information": lambda p: sf.information(p.model, X, 16, label=LABELS),
     "interpolate": lambda p: sf.interpolate(p.model, X[:2], X[2:4], [0.5], steps=2),
     "joined": lambda p: p.entered(),
+    "ladder": lambda p: sf.ladder(p.model, p.model, (1,), samples=8),
     "load": lambda p: sf.load(p.saved),
     "log_ratio": lambda p: sf.log_ratio(p.model, p.other, X[:4], draws=4),
     "log_prob": lambda p: sf.log_prob(p.model, X[:4], steps=2),

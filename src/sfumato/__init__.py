@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from sfumato.training import resume as resume
     from sfumato.training import train as train
     from sfumato.training.forecast import forecast as forecast
+    from sfumato.training.ladder import ladder as ladder
     from sfumato.tuning import tune as tune
     from sfumato.unclip import UnCLIP as UnCLIP
 
@@ -168,6 +169,7 @@ _PUBLIC = {
     "interpolate": "sfumato.latents:interpolate",
     "inverse": "sfumato.inverse",
     "joined": "sfumato.distributed:joined",
+    "ladder": "sfumato.training.ladder:ladder",
     "load": "sfumato.serialization:load",
     "log_prob": "sfumato.likelihood:log_prob",
     "log_ratio": "sfumato.reinforce:log_ratio",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from sfumato import folder, noise, serialization
 from sfumato.conditions import declared, unfolded
 from sfumato.diagnostics import report
-from sfumato.errors import counted
+from sfumato.errors import SfumatoError, counted, whole
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
 from sfumato.guidance import SCALE, GuidedByCondition
+from sfumato.latent_diffusion import refuse_latent
+from sfumato.machine import default_cpu
 from sfumato.metrics.shared_noise import OnSharedNoise
 from sfumato.objectives.flow_maps import inside
-from sfumato.process import Interpolant
+from sfumato.process import Gaussian, Interpolant, Spectral
 from sfumato.progress import counting
 from sfumato.sample_checks import samples_of
 from sfumato.sampling import sample
@@ -76,15 +79,29 @@ def scales(teacher: Any) -> list[float]:
     return [low, (low + high) / 2, high]
 
 
+@default_cpu()
 @torch.no_grad()
-def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int = 1, **cond: Any) -> list[Rung]:
+def ladder(
+    student: Any,
+    teacher: Any,
+    calls: Sequence[int] = CALLS,
+    seed: int = 1,
+    samples: int | None = None,
+    **cond: Any,
+) -> list[Rung]:
     """How far samples are from the teacher's solution of the ODE on shared noise, for each number of calls, and how far
     their law is from its law: of the student, the teacher by a solver, and the plans stored in its file.
 
-    The solution is the teacher's own, by FINE steps of Heun's method, of an interpolant by 256 of its own. cond:
-    conditions, one value or one for each of the `shown` samples; by default each class in its turn.
+        rms = sqrt(E|x - x_fine|^2 / E|x_fine|^2),   normalised for the model
+
+    student, teacher: models, or the paths of their files or runs, of the same data. The solution is the teacher's own,
+    by 64 steps of Heun's method, of an interpolant by 256 of its own. samples: by default 256, or 64 of 64 numbers and
+    more. cond: conditions, one value or one for each of the samples; by default each class in its turn. Of pairs they
+    are the sources, input=... Raises SfumatoError for models of other data, or without an ODE.
     """
-    number = shown(teacher)
+    student, teacher = _of_one_law(student, teacher)
+    calls = [whole("calls", each) for each in calls]
+    number = shown(teacher) if samples is None else whole("samples", samples, 2)
     cond = dict(unfolded(cond)) or in_turn(teacher, number)
     pairs = isinstance(teacher.process, Interpolant)
     solver = report.SOLVERS[pairs]
@@ -114,6 +131,20 @@ def ladder(student: Any, teacher: Any, calls: Sequence[int] = CALLS, seed: int =
             rms, beside = float((found - fine).square().mean().sqrt()) / scale, compare(compare.seen(found), seen)
             rungs.append(Rung(each, how, rms, *(() if beside is None else (compare.name, *beside[:3]))))
     return rungs
+
+
+def _of_one_law(*models: Any) -> list[Any]:
+    """The models of a ladder, read from their files. Raises SfumatoError unless both sample numbers in like units."""
+    loaded = [serialization.load_sampler(one) if isinstance(one, str | os.PathLike) else one for one in models]
+    for one in loaded:
+        refuse_latent(one, "A ladder")
+        if not isinstance(process := getattr(one, "process", None), Gaussian | Spectral | Interpolant):
+            name = type(one if process is None else process).__name__
+            raise SfumatoError(f"A ladder is of models with an ODE, and {name} has none: compare samples by metrics.")
+    mine, other = ((one.shape, getattr(getattr(one, "spec", None), "normaliser", None)) for one in loaded)
+    if mine != other:
+        raise SfumatoError("The student and the teacher of a ladder are of other data, or in other units: give a pair.")
+    return loaded
 
 
 def advice(rungs: Sequence[Rung]) -> str:
