@@ -18,10 +18,12 @@ from consoles import Heard
 from map_cases import LAW
 from sfumato import noise
 from sfumato.diagnostics.checks.of_paths import rising
+from sfumato.diagnostics.validation import taken
 from sfumato.distillation import OF_PICTURES, _chosen, loss_named
 from sfumato.distributed import World
 from sfumato.flow_map import FlowMap
 from sfumato.folder import read
+from sfumato.metrics import MMD
 from sfumato.objectives.flow_maps import Semigroup
 from sfumato.objectives.loss import Batch, Loss
 from sfumato.training import State, TrainConfig
@@ -75,7 +77,8 @@ def test_from_the_file_alone(teacher: sf.Denoiser, tmp_path: object, told: Any) 
     watched = [line for line in run.metrics if "valid_mmd" in line]
     assert all(line["valid_mmd_low"] < line["valid_mmd"] < line["valid_mmd_high"] for line in watched)
     assert all("valid_mmd" in line for line in run.metrics if "valid_ema" in line)
-    assert watched[-1]["valid_mmd"] < watched[0]["valid_mmd"]
+    assert all(watched[-1][key] < watched[0][key] for key in ("valid_mmd", "valid_mmd_2", "valid_mmd_4"))
+    assert all(name in page for name in ("the first number of calls", "2 calls", "4 calls"))
     distances = [line["valid_ema"] for line in run.metrics if "valid_ema" in line]
     assert distances[-1] < 0.25 * distances[0] and distances[-1] < 4 * rungs[1, "student"] ** 2
 
@@ -128,7 +131,7 @@ def test_a_plan_of_fewer_calls_is_a_way_of_its_own(teacher: sf.Denoiser) -> None
 
 
 def test_a_student_is_watched_at_no_second_solve_of_its_teacher(teacher: sf.Denoiser) -> None:
-    """The metric takes the teacher's samples that the distance has, and one call of the student."""
+    """The metric takes the teacher's samples that the distance has, and each number of the student's calls."""
     loss, counts = Semigroup(teacher, "teacher", cut=0.1, calls=(1, 2)), {"teacher": 0, "student": 0}
     student = FlowMap.student(teacher, (1, 2))
     x, cond = torch.randn(20, 2), {"label": torch.arange(20) % 2}
@@ -143,14 +146,23 @@ def test_a_student_is_watched_at_no_second_solve_of_its_teacher(teacher: sf.Deno
     ]
     first = measure.measure(student, None)
     parts = -(-len(measure.draws.index) // 16)
-    assert counts == {"teacher": 2 * 16 * parts, "student": (1 + 2 + 1) * parts}
-    found = measure.measure(student, None).further["mmd"]
-    assert counts == {"teacher": 2 * 16 * parts, "student": 2 * (1 + 2 + 1) * parts} and found == first.further["mmd"]
+    assert counts == {"teacher": 2 * 16 * parts, "student": 2 * (1 + 2) * parts}
+    second = measure.measure(student, None).further
+    assert counts == {"teacher": 2 * 16 * parts, "student": 4 * (1 + 2) * parts} and second == first.further
+    found, in_two = second["mmd"], second["mmd_2"]
+    rows = taken(measure.draws, torch.arange(len(measure.draws.index)))
+    ours, theirs = loss.drawn(student, rows), loss.taught(student, rows)
+    assert list(second) == ["mmd", "mmd_2"] and found.value == pytest.approx(
+        MMD().paired(ours[1].double(), theirs.double()).value, rel=1e-4
+    )
+    assert in_two.value == pytest.approx(MMD().paired(ours[2].double(), theirs.double()).value, rel=1e-4) != found.value
     for each in handles:
         each.remove()
     said = first.to_dict()
     assert said["valid_mmd"] == found.value and said["valid_mmd_low"] == found.low < found.high
-    assert f"mmd {found.value:.3g}±{found.half:.2g}" in Console()._validated(first)
+    assert said["valid_mmd_2"] == in_two.value and said["valid_mmd_2_high"] == in_two.high
+    line = Console()._validated(first)
+    assert f"mmd {found.value:.3g}±{found.half:.2g}" in line and "mmd_2" not in line
     assert not judge(State(student, config, Semigroup(calls=(1,))), config, x, cond).measure(student, None).further
 
 

@@ -18,6 +18,7 @@ from sfumato.diagnostics import board_page, examples, summary
 from sfumato.diagnostics.plots import BLUE, GREEN, ORANGE, PURPLE, Line, Panel, chart, charts
 from sfumato.diagnostics.sentences import figure
 from sfumato.diagnostics.summary import Facts
+from sfumato.errors import counted
 from sfumato.files import write_text
 from sfumato.progress import clock
 from sfumato.registry import Named, bare, get
@@ -166,11 +167,19 @@ def _watched(lines: Sequence[Facts]) -> tuple[str, str | None] | None:
     name = next((name for line in lines for name in ("kid", "mmd") if f"valid_{name}" in line), None)
     if name is None:
         return None
-    key = f"valid_{name}"
-    found = [line for line in lines if key in line]
-    bars = [(line[f"{key}_high"] - line[f"{key}_low"]) / 2 for line in found]
-    curve = Line("student", [line["samples"] for line in found], [line[key] for line in found], BLUE, True, bars)
-    return name.upper(), chart([curve], "samples seen", name.upper(), log=all(line[f"{key}_low"] > 0 for line in found))
+    first = f"valid_{name}"
+    of_calls = {int(calls) for line in lines for key in line if (calls := key.removeprefix(f"{first}_")).isdigit()}
+    keys = {"the first number of calls": first} | {counted(n, "call"): f"{first}_{n}" for n in sorted(of_calls)}
+
+    def curve(title: str, key: str, colour: str) -> Line:
+        found = [line for line in lines if key in line]
+        bars = [(line[f"{key}_high"] - line[f"{key}_low"]) / 2 for line in found]
+        return Line(title, [line["samples"] for line in found], [line[key] for line in found], colour, True, bars)
+
+    colours = cycle((BLUE, ORANGE, GREEN, PURPLE))
+    curves = [curve(title, key, colour) for (title, key), colour in zip(keys.items(), colours, strict=False)]
+    log = all(line[f"{key}_low"] > 0 for line in lines for key in keys.values() if key in line)
+    return name.upper(), chart(curves, "samples seen", name.upper(), log=log)
 
 
 def _commands(run: Path, model: Facts | None, settings: Mapping[str, Any], facts: Facts | None) -> list[str]:

@@ -198,8 +198,8 @@ def _method(process: Any, name: str | None) -> str:
         process.prior_kl(torch.empty(0))  # says why there is none
     if isinstance(process, Gaussian):
         return name or "ode"
-    if isinstance(process, Spectral) and name in (None, "ode"):
-        return "ode"
+    if isinstance(process, Spectral) and name in (None, "ode", "map"):
+        return name or "ode"
     if name not in (None, "elbo"):
         raise SfumatoError(f"The {type(process).__name__} process has no {name!r} likelihood: use method='elbo'.")
     return "path"

@@ -2,6 +2,8 @@
 
     log p(x) = log N(z; 0, sigma_1^2) - log|det dX/dz|,   X(z) = x,   X = X_{k-1} o .. o X_0 for k calls
 
+Of coefficients (`Spectral`) x and z are c = Q x - m and its latent, with a sigma_1 each, that of the prior: Q is
+orthonormal, so that the density of c is that of x, and all of them are noise at t = 1, also those of a subspace.
 z is found by Newton's method from the latent of the ODE of the denoiser inside. It is the density of what the map
 samples, whatever it has learned; the law of the ODE is another (method "ode"). A map that is not one-to-one has other
 latents for some x, and then a higher density than this. Sources: Boffi et al. 2024 (2406.07507); Dinh et al. 2017
@@ -11,7 +13,6 @@ latents for some x, and then a higher density than this. Sources: Boffi et al. 2
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +22,15 @@ from torch import Tensor
 from sfumato.conditions import Conditions
 from sfumato.errors import SfumatoError
 from sfumato.likelihood.measured import Measured
-from sfumato.probability_flow import Field, Track, data_scale
+from sfumato.likelihood.spectral import log_prior
+from sfumato.model import compute_dtype
+from sfumato.probability_flow import field_of
 from sfumato.solver_selection import make_plan
 
 LARGEST = 64  # numbers in a sample of which the whole Jacobian is taken
 _FIRST = 32  # steps of the ODE to the first guess of a latent
-_ROUNDS, _NEAR = 30, 1e-4  # Newton steps at most; root mean square error of X(z), in deviations of the data
+_ROUNDS = 30  # Newton steps at most
+_NEAR = 1e-4  # root mean square error of X(z), in deviations of the data, or of each coefficient
 
 
 def change_of_variables(model: Any, x: Tensor, index: Tensor, cond: Conditions, steps: int, **unused: Any) -> Measured:
@@ -39,28 +43,29 @@ def change_of_variables(model: Any, x: Tensor, index: Tensor, cond: Conditions, 
     _check(model, x, calls)
     plan = make_plan(model, calls, "map")
     ends = [*plan.times[:calls], plan.stop]
-    dtype = next((p.dtype for p in model.net.parameters()), torch.float64)
+    dtype = compute_dtype(model)
+    unit = torch.as_tensor(model.process.sigma_data, dtype=torch.float64).to(x.device).expand(1, *x.shape[1:])
 
     def sampled(z: Tensor) -> Tensor:
         state = z.to(dtype).reshape(x.shape)
         for t, s in itertools.pairwise(ends):
             state = model(state, t, until=s, **cond).to(s)
-        return state.double().flatten(1)
+        return (state.double() / unit).flatten(1)
 
-    track = Track.of(model.process.schedule, _FIRST, data_scale(model))
-    *_, (_, w) = Field(model, track, cond).walk(track.alpha[0] / track.norm[0] * x)
-    z, slope, off = solved(sampled, x.flatten(1), (track.norm[-1] * w).flatten(1))
-    lost = int((off > _NEAR * data_scale(model)).sum())
+    field = field_of(model, cond, _FIRST, None)
+    track = field.track
+    *_, (_, w) = field.walk(track.alpha[0] / track.norm[0] * x)
+    z, slope, off = solved(sampled, (x / unit).flatten(1), (track.norm[-1] * w).flatten(1))
+    lost = int((off > _NEAR).sum())
     if lost:
         raise SfumatoError(
             f"No latent was found that the map leads to {lost} of {len(x)} samples, which it may never sample: use "
             "method='ode', the law of its ODE."
         )
-    sigma, dim = float(model.process.schedule.sigma(1.0)), z.shape[1]
-    prior = -0.5 * ((z / sigma).square().sum(1) + dim * math.log(2 * math.pi * sigma**2))
+    prior = log_prior(model.process, z.reshape(x.shape))[:, 0] - unit.log().sum()
     value = (prior - torch.linalg.slogdet(slope).logabsdet).cpu()
     words = f"change of variables of {calls} call{'s' if calls > 1 else ''} of the map"
-    return Measured(value, 0 * value, 0 * value, None, None, None, words, dim, 0, calls)
+    return Measured(value, 0 * value, 0 * value, None, None, None, words, x[0].numel(), 0, calls)
 
 
 def _check(model: Any, x: Tensor, calls: int) -> None:

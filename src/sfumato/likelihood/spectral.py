@@ -68,14 +68,14 @@ def _measure(
         fine.node(j, learn=True)
     change = (alpha.log() - norm.log()).sum() + torch.as_tensor(track.norm[-1]).log().sum()
     each, other = (
-        _log_prior(model.process, torch.as_tensor(track.norm[-1]).to(x) * one.w) + change + slack + one.total
+        log_prior(model.process, torch.as_tensor(track.norm[-1]).to(x) * one.w) + change + slack + one.total
         for one in (fine, coarse)
     )
     value, stderr, third = pooled(each)
     return value, stderr, third, (value - other.mean(1)).abs(), truncation
 
 
-def _log_prior(process: Any, z: Tensor) -> Tensor:
-    """log N(z_1; 0, prior), (B, 1)."""
+def log_prior(process: Any, z: Tensor) -> Tensor:
+    """log N(z_1; 0, prior), (B, 1), of states z_1 (B, *shape) of a process of numbers."""
     std = process.prior(torch.ones_like(z))
     return -0.5 * ((z / std).square() + 2 * std.log() + math.log(2 * math.pi)).flatten(1).sum(1, keepdim=True)

@@ -196,17 +196,20 @@ class MapLoss(TaughtLoss, abc.ABC):
     def held(self, model: FlowMap, batch: Any) -> Tensor:
         if self.teacher is None:
             return self.losses(model, batch)
-        z = self.start(model, batch, noise.TRAIN_NOISE)
-        fine = samples(model, self.solution(model, batch, z))
-        off = [square(samples(model, walk(model, z, calls, **batch.cond)) - fine) for calls in self.walked]
+        fine = self.taught(model, batch)
+        off = [square(ours - fine) for ours in self.drawn(model, batch).values()]
         return torch.stack(off).mean(0) / float(_deviation(model.process).square().mean())
 
     @torch.no_grad()
-    def pairs(self, model: FlowMap, batch: Any) -> tuple[Tensor, Tensor]:
-        """(held-out samples in the first number of calls, the teacher's), normalised, like x."""
-        theirs = self.solution(model, batch, self.start(model, batch, self.theirs))
-        ours = walk(model, self.start(model, batch, noise.TRAIN_NOISE), self.walked[0], **batch.cond)
-        return samples(model, ours), samples(model, theirs)
+    def drawn(self, model: FlowMap, batch: Any) -> dict[int, Tensor]:
+        """Held-out samples in each of the numbers of calls that are walked, normalised, like x."""
+        z = self.start(model, batch, noise.TRAIN_NOISE)
+        return {calls: samples(model, walk(model, z, calls, **batch.cond)) for calls in self.walked}
+
+    @torch.no_grad()
+    def taught(self, model: FlowMap, batch: Any) -> Tensor:
+        """The teacher's samples beside these, normalised, like x."""
+        return samples(model, self.solution(model, batch, self.start(model, batch, self.theirs)))
 
     def start(self, model: FlowMap, batch: Any, purpose: int) -> Tensor:
         """z at t = 1 of held-out samples, like x."""

@@ -55,9 +55,10 @@ class Console:
         return f"{loss}{progress.rate:,.0f} samples/s  data-wait {self._wait:.0%}"
 
     def _validated(self, validation: Validation) -> str:
-        """The hold-out loss, half the width of its interval, the trend since the previous validation, and further
-        figures."""
-        further = "".join(f"  {name} {each.value:.3g}{_half(each)}" for name, each in validation.further.items())
+        """The hold-out loss, half the width of its interval, the trend since the previous validation, and the first of
+        further figures: a line has no room for all."""
+        first = list(validation.further.items())[:1]
+        further = "".join(f"  {name} {each.value:.3g}{_half(each)}" for name, each in first)
         now, before = validation.triples, self._triples
         if now is None:
             return f"  valid {validation.best:.4f}{further}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor
 
@@ -79,18 +78,30 @@ def judge(
     beside = None if train is None else prepared(*train, len(held[0]))
     made = validator_for(state.loss, model, *held, count, min(config.batch, state.micro), beside, config.seed)
     if isinstance(state.loss, MapLoss) and state.loss.teacher is not None:
-        made.further = partial(beside_teacher, state.loss, made.draws)
+        made.further = BesideTeacher(state.loss, made.draws, getattr(model, "spec", None))
     return made
 
 
-def beside_teacher(loss: MapLoss, draws: Draws, model: Any, world: World) -> dict[str, Interval]:
-    """The metric, by its name, of held-out samples of a student in its first number of calls beside its teacher's."""
-    compare = OnSharedNoise(getattr(model, "spec", None))
+@final
+class BesideTeacher:
+    """The metric of held-out samples of a student beside its teacher's, whose features are computed once.
 
-    def seen(part: Tensor) -> dict[str, Tensor]:
-        ours, theirs = loss.pairs(model, taken(draws, part))
-        return {"ours": compare.seen(ours), "theirs": compare.seen(theirs)}
+    By its name, in the first number of calls, and by kid_2 or mmd_2 .. in the others.
+    """
 
-    rows = draws.table(model, seen, world)
-    found = compare(rows["ours"], rows["theirs"])
-    return {} if found is None else {compare.name: found}
+    def __init__(self, loss: MapLoss, draws: Draws, spec: Any) -> None:
+        self.loss, self.draws, self.compare = loss, draws, OnSharedNoise(spec)
+        self._theirs: Tensor | None = None
+
+    def __call__(self, model: Any, world: World) -> dict[str, Interval]:
+        def seen(part: Tensor) -> dict[str, Tensor]:
+            batch = taken(self.draws, part)
+            found = {str(calls): x for calls, x in self.loss.drawn(model, batch).items()}
+            found |= {"theirs": self.loss.taught(model, batch)} if self._theirs is None else {}
+            return {name: self.compare.seen(x) for name, x in found.items()}
+
+        rows = dict(self.draws.table(model, seen, world))
+        theirs = self._theirs = rows.pop("theirs") if self._theirs is None else self._theirs
+        found = {f"{self.compare.name}_{calls}": self.compare(x, theirs) for calls, x in rows.items()}
+        first, *others = found.items()
+        return {name: value for name, value in ((self.compare.name, first[1]), *others) if value is not None}
