@@ -59,8 +59,8 @@ def change_of_variables(model: Any, x: Tensor, index: Tensor, cond: Conditions, 
     lost = int((off > _NEAR).sum())
     if lost:
         raise SfumatoError(
-            f"No latent was found that the map leads to {lost} of {len(x)} samples, which it may never sample: use "
-            "method='ode', the law of its ODE."
+            f"No latent was found that the map leads to {lost} of {len(x)} samples: it may never sample them, or the "
+            "search stopped short. Use method='ode', the law of its ODE."
         )
     prior = log_prior(model.process, z.reshape(x.shape))[:, 0] - unit.log().sum()
     value = (prior - torch.linalg.slogdet(slope).logabsdet).cpu()
