@@ -32,7 +32,7 @@ from sfumato.process import given
 from sfumato.process.angles import angle, time
 from sfumato.state import numbers_like
 
-_LEVELS = (0.02, 0.32)  # of the noise, in shares of the largest angle
+_LEVELS = (0.01, 0.16)  # of the noise, in shares of the largest angle
 _WIDTH = 32
 
 
