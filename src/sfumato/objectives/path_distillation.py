@@ -60,7 +60,7 @@ class PathDistillation(MapLoss):
 
     def __init__(
         self, teacher: Teacher | None = None, paths: int = 4096, every: int = 10, steps: int = 8,
-        calls: tuple[int, ...] = CALLS, seed: int = 0, huber: float = 0.02, adversary: float = 0.0, alone: int = JOINS,
+        calls: tuple[int, ...] = CALLS, seed: int = 0, huber: float = 0.01, adversary: float = 0.0, alone: int = JOINS,
         turns: int = 2,
     ) -> None:  # fmt: skip
         super().__init__(teacher, diagonal=0.0, calls=calls, seed=seed)
