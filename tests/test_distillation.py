@@ -101,9 +101,25 @@ def test_a_ladder_is_of_models_or_their_files(teacher: sf.Denoiser, tmp_path: Pa
     other = sf.Denoiser(sf.nets.MLP(3, 8, 1), teacher.process)
     wrong = [(symbols, teacher, {}, "Masked has none"), (other, teacher, {}, "other data")]
     wrong += [(student, teacher, {"samples": 1}, "samples"), (student, teacher, {"calls": (0,)}, "calls")]
+    wrong += [(student, teacher, {"calls": calls}, "several whole numbers") for calls in (2, None, ())]
+    wrong += [(teacher, student, {}, "is a flow map")]
     for one, two, words, said in wrong:
         with pytest.raises(sf.SfumatoError, match=said):
             sf.ladder(one, two, **words)
+
+
+@pytest.mark.parametrize("guidance", [3.0, (1.0, 4.0)])
+def test_a_ladder_has_the_guidance_of_the_student(teacher: sf.Denoiser, guidance: Any, tmp_path: Path) -> None:
+    """A student has it for good: beside the teacher without it, it would be far from what it was to learn."""
+    file = sf.save(teacher, tmp_path / "teacher.safetensors")
+    run = sf.distill(file, tmp_path / "run", guidance=guidance, calls=(1, 2), steps=2, **SHORT)
+    kept = [Rung(**rung) for rung in json.loads((run.path / "ladder.json").read_text())["rungs"]]
+    assert sf.ladder(run.path, file, (1, 2, 4, 8)) == kept
+
+
+def test_the_numbers_of_calls_are_several(tmp_path: Path, teacher: sf.Denoiser) -> None:
+    with pytest.raises(sf.SfumatoError, match="calls must be several whole numbers"):
+        sf.distill(teacher, tmp_path / "run", calls=2, steps=2, **SHORT)  # type: ignore[arg-type]
 
 
 def test_a_student_is_no_teacher(teacher: sf.Denoiser, tmp_path: Path) -> None:

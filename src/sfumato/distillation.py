@@ -17,9 +17,9 @@ from torch import nn
 from sfumato import folder, serialization
 from sfumato.conditions import Text, declared
 from sfumato.distributed import World, joined
-from sfumato.errors import SfumatoError, suggest
+from sfumato.errors import SfumatoError, suggest, wholes
 from sfumato.flow_map import innermost
-from sfumato.guidance import Guided, GuidedByCondition, Scale, is_range
+from sfumato.guidance import Scale, guided, is_range
 from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu, device_of
 from sfumato.nets.layout import channels_last
@@ -218,13 +218,6 @@ def _budget(settings: dict[str, Any], stage: int) -> dict[str, Any]:
     return {"minutes": STUDENT[stage] * settings["minutes"]} if settings.get("minutes") is not None else {}
 
 
-def guided(model: Any, guidance: Any, interval: tuple[float, float] | None) -> Any:
-    """The teacher under a scale of guidance, one per condition, or a range of scales; itself for None and 1."""
-    if is_range(guidance):
-        return GuidedByCondition.of_range(model, guidance, interval)
-    return model if guidance is None or guidance == 1 else Guided(model, guidance, interval)
-
-
 @register("teacher", "file")
 def file_teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] | None = None, hash: str = "") -> Any:
     """The model of a file or run that a loss learns from, guided if `guidance`, a scale, one per condition or a range
@@ -248,11 +241,12 @@ def file_teacher(path: str, guidance: Any = 1.0, interval: tuple[float, float] |
 def loss_named(method: str, teacher: str, calls: Sequence[int]) -> str:
     """The setting that names a method's loss, its teacher and the student's numbers of calls."""
     name, _, own = method.strip().partition("(")
+    calls = wholes("calls", calls)
     known = [each for each, kind in Named("loss").items() if _is_taught(kind)]
     if name not in known:
         raise SfumatoError(f"There is no method {method!r} of distillation: {suggest(name, known)}")
     own = own.strip().removesuffix(")")
-    word = f"{name}({own + ', ' if own else ''}teacher={teacher}, calls={tuple(calls)!r})"
+    word = f"{name}({own + ', ' if own else ''}teacher={teacher}, calls={calls!r})"
     make("loss", word)  # refuses what is wrong before anything is drawn
     return word
 

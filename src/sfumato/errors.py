@@ -81,6 +81,13 @@ def whole(name: str, value: Any, least: int | None = 1, most: int = _BEYOND - 1)
     return number
 
 
+def wholes(name: str, values: Any) -> tuple[int, ...]:
+    """Several counts, each as `whole` has it. Raises SfumatoError for one alone and for none."""
+    if not isinstance(values, Iterable) or isinstance(values, str) or not (found := tuple(values)):
+        raise SfumatoError(f"{name} must be several whole numbers, such as (1, 2), not {values!r:.80}.")
+    return tuple(whole(name, each) for each in found)
+
+
 def place(value: Any, what: str) -> Path:
     """The user's path. Raises SfumatoError if it is not a path; what: a description of its target for the message."""
     if not isinstance(value, str | os.PathLike):

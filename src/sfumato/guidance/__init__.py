@@ -4,7 +4,7 @@ Every sampler, plan, likelihood and file accepts the result.
 """
 
 from .autoguidance import Autoguided
-from .by_condition import SCALE, GuidedByCondition, is_range
+from .by_condition import SCALE, GuidedByCondition, guided, is_range
 from .classifier import ClassifierGuided, NoisyClassifier
 from .directions import APG, CFGZero, FrequencyDecoupled, PerpNeg, Rescaled
 from .guided import Guided, Scale, guide
@@ -15,5 +15,5 @@ from .zigzag import Zigzag
 __all__ = [
     "APG", "SCALE", "Autoguided", "CFGPlusPlus", "CFGZero", "ClassifierGuided", "FrequencyDecoupled", "Guided",
     "GuidedByCondition", "NoisyClassifier", "PerpNeg", "Rescaled", "Scale", "Thresholded", "Zigzag", "guide",
-    "is_range",
+    "guided", "is_range",
 ]  # fmt: skip

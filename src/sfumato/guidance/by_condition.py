@@ -91,3 +91,10 @@ def is_range(guidance: Any) -> bool:
             f"A range of guidance is its lowest and highest scale, such as (1, 4), not {guidance!r:.60}."
         )
     return True
+
+
+def guided(model: Any, guidance: Any, interval: tuple[float, float] | None) -> Any:
+    """The teacher under a scale of guidance, one per condition, or a range of scales; itself for None and 1."""
+    if is_range(guidance):
+        return GuidedByCondition.of_range(model, guidance, interval)
+    return model if guidance is None or guidance == 1 else Guided(model, guidance, interval)

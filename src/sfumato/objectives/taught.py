@@ -20,13 +20,14 @@ class Lesson(NamedTuple):
     """What the setting of a loss says of a student.
 
     teacher: its file. guidance: one scale, one per condition, or the ends of a range; 1 for none. joins: the samples
-    after which an adversary joins, None for none.
+    after which an adversary joins, None for none. interval: the levels of logsnr between which guidance acts.
     """
 
     method: str
     teacher: str
     guidance: Any = 1.0
     joins: int | None = None
+    interval: tuple[float, float] | None = None
 
     def words(self, seen: int | None = None) -> str:
         """A sentence. seen: the samples that a trained student has seen."""
@@ -62,7 +63,7 @@ def lesson(loss: Any) -> Lesson | None:
         joins = int(said.get("alone", JOINS)) if said.get("adversary") else None
         method = ", ".join([*map(ast.unparse, call.args), *(f"{key}={value!r}" for key, value in said.items())])
         file, guidance = ast.literal_eval(teacher.args[0]), known.get("guidance", 1.0)
-        found = Lesson(f"{name}({method})" if method else name, str(file), guidance, joins)
+        found = Lesson(f"{name}({method})" if method else name, str(file), guidance, joins, known.get("interval"))
         found.words()
         return found
     except (SyntaxError, ValueError, TypeError, AttributeError, LookupError, RecursionError, MemoryError):

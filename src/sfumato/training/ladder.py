@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from sfumato import folder, noise, serialization
 from sfumato.conditions import declared, unfolded
 from sfumato.diagnostics import report
-from sfumato.errors import SfumatoError, counted, whole
+from sfumato.errors import SfumatoError, counted, whole, wholes
 from sfumato.files import remove, write_text
 from sfumato.flow_map import FlowMap
-from sfumato.guidance import SCALE, GuidedByCondition
+from sfumato.guidance import SCALE, GuidedByCondition, guided
 from sfumato.latent_diffusion import refuse_latent
 from sfumato.machine import default_cpu
 from sfumato.metrics.shared_noise import OnSharedNoise
+from sfumato.model import Denoiser
 from sfumato.objectives.flow_maps import inside
+from sfumato.objectives.taught import lesson
 from sfumato.process import Gaussian, Interpolant, Spectral
 from sfumato.progress import counting
 from sfumato.sample_checks import samples_of
@@ -94,13 +96,14 @@ def ladder(
 
         rms = sqrt(E|x - x_fine|^2 / E|x_fine|^2),   normalised for the model
 
-    student, teacher: models, or the paths of their files or runs, of the same data. The solution is the teacher's own,
+    student, teacher: models, or the paths of their files or runs, of the same data; a teacher without guidance is
+    taken under that which the student was distilled at. The solution is the teacher's own,
     by 64 steps of Heun's method, of an interpolant by 256 of its own. samples: by default 256, or 64 of 64 numbers and
     more. cond: conditions, one value or one for each of the samples; by default each class in its turn. Of pairs they
     are the sources, input=... Raises SfumatoError for models of other data, or without an ODE.
     """
     student, teacher = _of_one_law(student, teacher)
-    calls = [whole("calls", each) for each in calls]
+    calls = wholes("calls", calls)
     number = shown(teacher) if samples is None else whole("samples", samples, 2)
     cond = dict(unfolded(cond)) or in_turn(teacher, number)
     pairs = isinstance(teacher.process, Interpolant)
@@ -144,7 +147,18 @@ def _of_one_law(*models: Any) -> list[Any]:
     mine, other = ((one.shape, getattr(getattr(one, "spec", None), "normaliser", None)) for one in loaded)
     if mine != other:
         raise SfumatoError("The student and the teacher of a ladder are of other data, or in other units: give a pair.")
-    return loaded
+    if getattr(loaded[1], "two_times", False):
+        raise SfumatoError("The teacher of a ladder is a flow map, which has no fine solution: give the student first.")
+    return [loaded[0], _as_taught(*loaded)]
+
+
+def _as_taught(student: Any, teacher: Any) -> Any:
+    """A teacher without guidance under that of the student's run, which the student keeps."""
+    said = lesson((getattr(student, "provenance", None) or {}).get("loss"))
+    if said is None or not isinstance(teacher, Denoiser):
+        return teacher
+    found = guided(teacher, said.guidance, said.interval)
+    return found.encoded_by(student.spec) if isinstance(found, GuidedByCondition) else found
 
 
 def advice(rungs: Sequence[Rung]) -> str:
