@@ -286,6 +286,15 @@ def test_a_finished_run_wants_a_larger_budget(data, tmp_path):
     assert len(checkpoint.found(tmp_path / "run")) == 2
 
 
+def test_a_finished_run_of_minutes_wants_more_of_them(data, tmp_path):
+    own = {name: value for name, value in SETTINGS.items() if name != "steps"}
+    sf.train(data, tmp_path / "run", console=Silent(), **own, minutes=0.001)
+    with pytest.raises(SfumatoError, match=r"has already trained for .* minutes? of 0\.001"):
+        sf.resume(tmp_path / "run", console=Silent())
+    with pytest.raises(SfumatoError, match="minutes?, and a budget is of the whole run"):
+        sf.resume(tmp_path / "run", minutes=0.001, console=Silent())
+
+
 def test_training_works_outside_the_main_thread(data, tmp_path):
     found = []
     thread = threading.Thread(

@@ -141,8 +141,9 @@ def _resume(
             console.note(note)
         complete = world.broadcast(not summary.missing(path))
         if state.fraction(settings) >= 1 and not state.unlogged and complete:
-            done, total = counted(state.step, "step"), f"{settings.steps:,}"
-            if not settings.steps:
+            if settings.steps:
+                done, total = counted(state.step, "step"), f"{settings.steps:,}"
+            else:
                 done, total = counted(float(f"{state.elapsed / 60:.3g}"), "minute"), f"{settings.minutes:g}"
             if any(changes.get(name) is not None for name in ("steps", "minutes")):
                 raise SfumatoError(
