@@ -8,7 +8,7 @@ import torch
 from sfumato.diagnostics.checks.evidence import Evidence, Weights
 from sfumato.diagnostics.checks.of_data import logged_power, out_of_range
 from sfumato.diagnostics.checks.of_log import lr_high, lr_low
-from sfumato.diagnostics.checks.of_weights import unmoved
+from sfumato.diagnostics.checks.of_weights import unlearned_embedding, unmoved
 
 LOGSNR = [6.7, 4.4, 2.2, 0.0, -2.2, -4.4, -6.7]
 
@@ -82,3 +82,17 @@ def test_a_burst_is_one_of_a_loss_above_0_alone(first: float, says: bool) -> Non
     """The loss of a policy gradient is 0 at first, and may be below: no ratio of such losses says anything."""
     log = [{"step": i, "loss": first if i < 20 else 9.0} for i in range(40)]
     assert (lr_high(Evidence(log=log)) is not None) == says
+
+
+def test_what_stands_for_no_value_may_stay_as_it_was() -> None:
+    """A source is never dropped, so that of a model of pairs it never learns."""
+    start = {
+        "others.0.null": torch.ones(2),
+        "others.0.fc.weight": torch.ones(2),
+        "a": torch.ones(2),
+        "b": torch.ones(2),
+    }
+    now = {name: value + 1 for name, value in start.items()}
+    assert unlearned_embedding(Weights(start, now | {"others.0.null": torch.ones(2)}, None, 100)) is None
+    name = "others.0.fc.weight"
+    assert unlearned_embedding(Weights(start, now | {name: torch.ones(2)}, None, 100)) == name

@@ -79,9 +79,10 @@ def frozen(evidence: Evidence) -> Finding | None:
 
 def unlearned_embedding(weights: Weights) -> str | None:
     """What embeds a condition and never learned, in words, where other parameters did: a parameter, or of the table of
-    labels all but the row of no label."""
+    labels all but the row of no label. What stands for no value learns only where values are missing or dropped, which
+    a source never is."""
     still = unmoved(weights)
-    name = next((name for name in still if _embeds(name)), None)
+    name = next((name for name in still if _embeds(name) and not name.endswith(".null")), None)
     if name is not None and len(still) < len(weights.now) / 2:
         return name
     for name, start in (weights.initial or {}).items():
