@@ -130,6 +130,8 @@ def test_models_of_pairs_are_judged_with_their_sources(tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)["audits"]
         run(*words, "--data", c, *of_pairs)
         assert json.loads(capsys.readouterr().out)["audits"].keys() == found.keys()
+    run("likelihood", tmp_path / "bridge", a, "--from", c, "--pairs", "row", "-n", 4, "--steps", 4, "--json")
+    assert json.loads(capsys.readouterr().out)["samples"] == 4
     assert main(["audit", str(tmp_path / "bridge"), "--data", str(c), "--pairs", "row"]) == 2
     assert "give these, --from DATA" in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ from sfumato.likelihood import Measured, log_prob
 from sfumato.likelihood.measured import WHOLE
 from sfumato.likelihood.rows import row_log_prob
 from sfumato.machine import device_of
+from sfumato.process import source_of
 
 WORDS = {
     "stderr": "standard error of the estimate",
@@ -57,9 +58,12 @@ def likelihood(options: Any, voice: Voice) -> None:
     chosen = torch.linspace(0, len(source) - 1, min(options.number, len(source))).round().long()
     said = asked.said(options, spec.conditions, options.class_)
     given = asked.conditions(said, spec, torch.arange(len(chosen)))
-    cond = Conditions({**_own(source, chosen, spec), **given}) if options.conditional else given
-    known = [name for name in source.conditions if name in spec.conditions]
-    if known and not cond:
+    begin = source_of(getattr(denoiser, "process", None))  # without which there is no path
+    own = _own(source, chosen, spec) if options.conditional or begin in source.conditions else {}
+    own = own if options.conditional else {name: each for name, each in own.items() if name == begin}
+    cond = Conditions({**own, **given})
+    known = [name for name in source.conditions if name in spec.conditions and name != begin]
+    if known and not cond.keys() - {begin}:
         voice.note(f"Not conditioned on {', '.join(known)}; --conditional takes each sample under its own.")
     method = None if options.method == "auto" else options.method
     found = log_prob(
