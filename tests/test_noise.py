@@ -2,6 +2,8 @@
 
 import math
 import random
+import threading
+import time
 
 import pytest
 import torch
@@ -176,3 +178,23 @@ def test_numbers_of_many_steps_are_drawn_together_and_are_the_same(monkeypatch) 
     for step in range(64):
         walk.at(step).normal((20,))
     assert len(calls) == 1
+
+
+def test_what_a_thread_has_seeded_is_kept_for_no_other():
+    before, seeding = torch.get_rng_state(), threading.Event()
+
+    def seeds():
+        with noise.seeded(5):
+            seeding.set()
+            time.sleep(0.1)
+
+    def keeps():
+        with noise.kept():
+            one.join()
+
+    one, other = threading.Thread(target=seeds), threading.Thread(target=keeps)
+    one.start()
+    seeding.wait()
+    other.start()
+    other.join()
+    assert torch.equal(torch.get_rng_state(), before)

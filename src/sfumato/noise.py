@@ -48,6 +48,22 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def kept(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Restore torch's global generators, of the CPU and of these devices, after the block.
+
+    Threads take turns in noting and in restoring, so that none notes what `seeded` has set for another.
+    """
+    fork = torch.random.fork_rng(list(devices))
+    with _GLOBAL:
+        fork.__enter__()
+    try:
+        yield
+    finally:
+        with _GLOBAL:
+            fork.__exit__(None, None, None)
+
+
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Ten rounds of Philox4x32 on 32-bit words, int64 (4, ..) -> (4, ..).
 

@@ -23,6 +23,7 @@ from sfumato.errors import SfumatoError, counted, suggest
 from sfumato.errors import place as path_of
 from sfumato.files import write_text
 from sfumato.machine import default_cpu, device_of
+from sfumato.noise import kept
 from sfumato.process import Discrete, Embedded
 from sfumato.progress import reporting_to
 from sfumato.sampling import apart
@@ -180,7 +181,7 @@ def own_modes(device: torch.device) -> Iterator[None]:
     """
     before = torch.get_default_dtype()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(kept([device] if device.type == "cuda" else []))
         stack.enter_context(default_cpu())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
